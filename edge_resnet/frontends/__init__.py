@@ -1,0 +1,1 @@
+"""A trained model, in whatever form it comes, becomes a Graph."""

@@ -1,0 +1,359 @@
+"""The node kinds of a residual CNN.
+
+A node is a frozen value: its inputs are names of other nodes, its weights are numpy arrays, and a node that
+exists has consistent shapes. Tensors are described as [C, H, W] or [C]; the batch axis is never written.
+`quant` is the node's output in integers (None in a float graph).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_resnet.errors import GraphError
+
+__all__ = [
+    "NODE_KINDS",
+    "Activation",
+    "Add",
+    "AvgPool",
+    "BatchNorm",
+    "Conv",
+    "Flatten",
+    "FloatWeights",
+    "GlobalAvgPool",
+    "Input",
+    "IntWeights",
+    "Linear",
+    "MaxPool",
+    "Node",
+    "Normalize",
+    "Pad",
+    "PadChannels",
+    "Padding",
+    "QuantParams",
+    "Relu",
+    "Shape",
+    "Subsample",
+]
+
+Shape = tuple[int, ...]
+FloatArray = NDArray[np.float32]
+
+
+class Activation(StrEnum):
+    """What is applied to a node's sum before it is stored."""
+
+    NONE = "none"
+    RELU = "relu"
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """real = scale * (q - zero_point), q in int8. `scale` is a float32 value.
+
+    The unsigned form that ONNX uses is the same number: q_uint8 = q + 128, zero_point + 128.
+    """
+
+    scale: float
+    zero_point: int
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.scale) and self.scale > 0 and float(np.float32(self.scale)) == self.scale):
+            raise GraphError(f"scale {self.scale!r} is not a positive float32")
+        if not -128 <= self.zero_point <= 127:
+            raise GraphError(f"zero point {self.zero_point} is outside int8")
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Zeros around an image, in pixels."""
+
+    top: int = 0
+    left: int = 0
+    bottom: int = 0
+    right: int = 0
+
+    def __bool__(self) -> bool:
+        return any((self.top, self.left, self.bottom, self.right))
+
+    def __add__(self, other: Padding) -> Padding:
+        return Padding(
+            self.top + other.top, self.left + other.left, self.bottom + other.bottom, self.right + other.right
+        )
+
+    @classmethod
+    def symmetric(cls, vertical: int, horizontal: int) -> Padding:
+        return cls(vertical, horizontal, vertical, horizontal)
+
+
+@dataclass(frozen=True, eq=False)
+class FloatWeights:
+    """`weight` [O, I/groups, kh, kw] or [O, I], `bias` [O], both float32."""
+
+    weight: FloatArray
+    bias: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.weight.dtype != np.float32 or self.bias.dtype != np.float32:
+            raise GraphError("float weights must be float32")
+        if self.bias.shape != self.weight.shape[:1]:
+            raise GraphError(f"bias {self.bias.shape} does not fit weight {self.weight.shape}")
+
+
+@dataclass(frozen=True, eq=False)
+class IntWeights:
+    """Symmetric per-channel integers: `weight` int8 in [-127, 127], `scale` float32 [O], `bias` int32 [O].
+
+    The bias is in units of (input scale * scale[o]).
+    """
+
+    weight: NDArray[np.int8]
+    scale: FloatArray
+    bias: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        channels = self.weight.shape[:1]
+        types = [array.dtype.name for array in (self.weight, self.scale, self.bias)]
+        if types != ["int8", "float32", "int32"]:
+            raise GraphError("integer weights must be int8 with a float32 scale and an int32 bias")
+        if self.scale.shape != channels or self.bias.shape != channels:
+            raise GraphError(
+                f"scale {self.scale.shape} or bias {self.bias.shape} does not fit {self.weight.shape}"
+            )
+        if self.weight.size and int(self.weight.min()) < -127:
+            raise GraphError("an integer weight is -128, outside [-127, 127]")
+        if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
+            raise GraphError("a weight scale is not positive and finite")
+
+
+Weights = FloatWeights | IntWeights
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Node:
+    """Common to all kinds. `arity` is the number of inputs."""
+
+    arity: ClassVar[int] = 1
+    name: str
+    inputs: tuple[str, ...]
+    quant: QuantParams | None = None
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """Shape of the output for these input shapes; GraphError when they do not fit."""
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Input(Node):
+    """An RGB image. With `quant`, the image's raw bytes are the integers: q_uint8 = byte."""
+
+    arity: ClassVar[int] = 0
+    shape: Shape
+    inputs: tuple[str, ...] = ()
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise GraphError(f"input shape {self.shape} is not [C, H, W]")
+        return self.shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Normalize(Node):
+    """(x - mean[c]) / std[c], with x in 0..255."""
+
+    mean: FloatArray
+    std: FloatArray
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        _channels_fit(self.mean, shapes[0], "mean")
+        _channels_fit(self.std, shapes[0], "std")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Conv(Node):
+    """2-D cross-correlation, zero padding, groups, bias, and an optional ReLU."""
+
+    weights: Weights
+    stride: tuple[int, int] = (1, 1)
+    padding: Padding = Padding()
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    activation: Activation = Activation.NONE
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        out, per_group, kernel_h, kernel_w = self.weights.weight.shape
+        channels = _image(shapes[0])[0]
+        if channels != per_group * self.groups or out % self.groups:
+            raise GraphError(
+                f"weight {self.weights.weight.shape} x {self.groups} groups on {channels} channels"
+            )
+        reach = ((kernel_h - 1) * self.dilation[0] + 1, (kernel_w - 1) * self.dilation[1] + 1)
+        return (out, *_window(shapes[0], reach, self.stride, self.padding))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BatchNorm(Node):
+    """scale * x + shift for each channel: batch normalization at inference."""
+
+    scale: FloatArray
+    shift: FloatArray
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        _channels_fit(self.scale, shapes[0], "scale")
+        _channels_fit(self.shift, shapes[0], "shift")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Relu(Node):
+    """max(x, 0), where it could not be fused into the node before it."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Add(Node):
+    """The residual sum."""
+
+    arity: ClassVar[int] = 2
+    activation: Activation = Activation.NONE
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if shapes[0] != shapes[1]:
+            raise GraphError(f"cannot add {shapes[0]} and {shapes[1]}")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MaxPool(Node):
+    """Maximum over a window; the padding never wins."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding = Padding()
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return (shapes[0][0], *_window(shapes[0], self.kernel, self.stride, self.padding))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AvgPool(Node):
+    """Mean over a window without padding. Quantized graphs hold it as a depthwise Conv, which is exact."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return (shapes[0][0], *_window(shapes[0], self.kernel, self.stride, Padding()))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GlobalAvgPool(Node):
+    """[C, H, W] -> [C, 1, 1]."""
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return (_image(shapes[0])[0], 1, 1)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subsample(Node):
+    """Every `stride`-th row and column, starting at the first (the option A shortcut of CIFAR ResNets)."""
+
+    stride: tuple[int, int]
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return (shapes[0][0], *_window(shapes[0], (1, 1), self.stride, Padding()))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PadChannels(Node):
+    """Zero channels in front and behind (the option A shortcut of CIFAR ResNets)."""
+
+    before: int
+    after: int
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        channels, height, width = _image(shapes[0])
+        if self.before < 0 or self.after < 0:
+            raise GraphError("a negative number of channels")
+        return (channels + self.before + self.after, height, width)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pad(Node):
+    """Zeros around the image, where they could not be fused into a convolution."""
+
+    padding: Padding
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return (shapes[0][0], *_window(shapes[0], (1, 1), (1, 1), self.padding))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Flatten(Node):
+    """[C, H, W] -> [C * H * W], channels first."""
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return (int(np.prod(shapes[0])),)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Linear(Node):
+    """The classifier: weight [O, I] times [I], plus bias."""
+
+    weights: Weights
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        out, features = self.weights.weight.shape
+        if shapes[0] != (features,):
+            raise GraphError(f"weight {self.weights.weight.shape} on input {shapes[0]}")
+        return (out,)
+
+
+NODE_KINDS: dict[str, type[Node]] = {
+    kind.__name__: kind
+    for kind in (
+        Input,
+        Normalize,
+        Conv,
+        BatchNorm,
+        Relu,
+        Add,
+        MaxPool,
+        AvgPool,
+        GlobalAvgPool,
+        Subsample,
+        PadChannels,
+        Pad,
+        Flatten,
+        Linear,
+    )
+}
+
+
+def _image(shape: Shape) -> Shape:
+    if len(shape) != 3:
+        raise GraphError(f"needs an image [C, H, W], got {shape}")
+    return shape
+
+
+def _channels_fit(values: FloatArray, shape: Shape, what: str) -> None:
+    if values.shape != shape[:1]:
+        raise GraphError(f"{what} {values.shape} does not fit {shape[0]} channels")
+
+
+def _window(shape: Shape, reach: Sequence[int], stride: Sequence[int], padding: Padding) -> Shape:
+    """Height and width after a sliding window."""
+    _, height, width = _image(shape)
+    if min(padding.top, padding.left, padding.bottom, padding.right) < 0 or min(stride) < 1:
+        raise GraphError(f"padding {padding} or stride {tuple(stride)} is out of range")
+    rows = height + padding.top + padding.bottom - reach[0]
+    columns = width + padding.left + padding.right - reach[1]
+    if rows < 0 or columns < 0:
+        raise GraphError(f"a {reach[0]}x{reach[1]} window does not fit {height}x{width}")
+    return rows // stride[0] + 1, columns // stride[1] + 1

@@ -1,0 +1,209 @@
+"""What a quantized graph means: exact integer arithmetic, rounding included.
+
+This is the specification that every artifact is compared with. It equals ONNX Runtime and LiteRT/XNNPACK bit
+for bit on every CPU (except where x86 without VNNI makes ONNX Runtime saturate; see docs/architecture.md).
+
+The rules, with q the int8 value of a tensor, s its scale and z its zero point:
+
+  convolution, classifier   acc = sum((q_x - z_x) * w) + bias        exact, int32; zero padding adds nothing
+                            q_y = clip(round(float32(acc) * (s_x * s_w / s_y)) + z_y)
+  global average pooling    acc = sum(q_x - z_x)
+                            q_y = clip(round(float32(acc) * (s_x / (s_y * count))) + z_y)
+  residual sum (one scale)  q_y = clip((q_a - z_a) + (q_b - z_b) + z_y)
+  maximum, padding, subsampling, flattening     move integers; padding writes z, in a maximum -128
+
+round is to nearest, ties to even; the multiplier is computed in float32 in the order written; clip is to
+[-128, 127], and to [z_y, 127] where a ReLU is fused.
+
+Everything moves through torch as integers held in float32 (or float64 where a sum could pass 2**24), since
+those convolutions are fast and, within that bound, exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_resnet.errors import GraphError
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.nodes import (
+    Activation,
+    Add,
+    Conv,
+    Flatten,
+    GlobalAvgPool,
+    IntWeights,
+    Linear,
+    MaxPool,
+    Node,
+    Pad,
+    PadChannels,
+    Padding,
+    QuantParams,
+    Subsample,
+)
+
+__all__ = ["ReferenceExecutor", "dequantize"]
+
+# Integers up to here are exact in float32, whatever the order in which they are summed.
+_EXACT_FLOAT32 = 2**24
+# A centred activation q - z lies in [-255, 255].
+_MAX_CENTRED = 255
+
+NodeFunction = Callable[..., Tensor]
+
+
+class ReferenceExecutor:
+    """Runs a quantized graph in integers.
+
+    Raises GraphError for a node that has no integer meaning (a float graph, an average pool that was not
+    lowered, a residual sum whose scales differ).
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        if not graph.is_quantized:
+            raise GraphError(f"graph {graph.name!r} is not quantized")
+        self.graph = graph
+        self._functions = [(node, _integer_function(node, graph)) for node in graph.nodes[1:]]
+
+    @torch.no_grad()
+    def run(self, pixels: NDArray[np.uint8]) -> NDArray[np.int8]:
+        """uint8 [N, H, W, C] -> the output's int8 values [N, ...], channels first."""
+        source = self.graph.input
+        zero = 128 + _quant(source).zero_point
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - zero  # centred: q - z
+        values = {source.name: images.contiguous(memory_format=torch.channels_last)}
+        readers = {name: len(nodes) for name, nodes in self.graph.consumers.items()}
+        # NNPACK's Winograd convolutions are not exact; the others that torch may choose are.
+        with torch.backends.nnpack.flags(enabled=False):
+            for node, function in self._functions:
+                values[node.name] = function(*(values[name] for name in node.inputs))
+                for name in node.inputs:
+                    readers[name] -= 1
+                    if not readers[name]:
+                        values.pop(name, None)
+        output = self.graph.output
+        result: NDArray[np.int8] = (
+            (values[output.name] + _quant(output).zero_point).to(torch.int8).contiguous().numpy()
+        )
+        return result
+
+
+def dequantize(q: NDArray[np.int8], quant: QuantParams) -> NDArray[np.float32]:
+    """int8 -> float32, as every runtime's dequantize does it."""
+    return (q.astype(np.float32) - np.float32(quant.zero_point)) * np.float32(quant.scale)
+
+
+# Values between nodes are centred, c = q - z, so that zero padding is zero. A node's function maps centred
+# inputs to its centred output; clipping bounds move along with z.
+
+
+def _quant(node: Node) -> QuantParams:
+    assert node.quant is not None
+    return node.quant
+
+
+def _bounds(quant: QuantParams, activation: Activation = Activation.NONE) -> tuple[int, int]:
+    low = 0 if activation is Activation.RELU else -128 - quant.zero_point
+    return low, 127 - quant.zero_point
+
+
+def _requantize(acc: Tensor, multiplier: Tensor, bounds: tuple[int, int]) -> Tensor:
+    """round(float32(acc) * multiplier), clipped. `acc` is an exact integer in int32's range."""
+    return acc.float().mul_(multiplier).round_().clamp_(*bounds)
+
+
+def _weighted(node: Conv | Linear, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight and bias as exact floats, and the float32 multiplier of each output channel."""
+    weights = node.weights
+    assert isinstance(weights, IntWeights)
+    s_x = np.float32(_quant(graph.by_name[node.inputs[0]]).scale)
+    multiplier = (s_x * weights.scale) / np.float32(_quant(node).scale)
+    largest_sum = (
+        np.abs(weights.weight.astype(np.int64)).reshape(len(weights.weight), -1).sum(1) * _MAX_CENTRED
+        + np.abs(weights.bias.astype(np.int64))
+    ).max()
+    dtype = torch.float32 if largest_sum < _EXACT_FLOAT32 else torch.float64
+    if largest_sum >= 2**31:
+        raise GraphError(f"node {node.name!r}: its sums do not fit int32")
+    return (
+        torch.from_numpy(weights.weight).to(dtype),
+        torch.from_numpy(weights.bias).to(dtype),
+        torch.from_numpy(multiplier.astype(np.float32)),
+    )
+
+
+def _conv(node: Conv, graph: Graph) -> NodeFunction:
+    weight, bias, multiplier = _weighted(node, graph)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    multiplier = multiplier[:, None, None]
+    bounds = _bounds(_quant(node), node.activation)
+
+    def run(x: Tensor) -> Tensor:
+        x = _pad(x, node.padding).to(weight.dtype)
+        acc = F.conv2d(x, weight, bias, node.stride, dilation=node.dilation, groups=node.groups)
+        return _requantize(acc, multiplier, bounds)
+
+    return run
+
+
+def _linear(node: Linear, graph: Graph) -> NodeFunction:
+    weight, bias, multiplier = _weighted(node, graph)
+    bounds = _bounds(_quant(node))
+    return lambda x: _requantize(F.linear(x.to(weight.dtype), weight, bias), multiplier, bounds)
+
+
+def _global_avg_pool(node: GlobalAvgPool, graph: Graph) -> NodeFunction:
+    source = node.inputs[0]
+    count = int(np.prod(graph.shapes[source][1:]))
+    s_x, s_y = np.float32(_quant(graph.by_name[source]).scale), np.float32(_quant(node).scale)
+    multiplier = torch.tensor(s_x / (s_y * np.float32(count)))
+    bounds = _bounds(_quant(node))
+    return lambda x: _requantize(x.sum((2, 3), keepdim=True, dtype=torch.float64), multiplier, bounds)
+
+
+def _add(node: Add, graph: Graph) -> NodeFunction:
+    scales = {_quant(graph.by_name[name]).scale for name in (*node.inputs, node.name)}
+    if len(scales) != 1:
+        raise GraphError(f"node {node.name!r} adds tensors of different scales: {sorted(scales)}")
+    bounds = _bounds(_quant(node), node.activation)
+    return lambda a, b: (a + b).clamp_(*bounds)
+
+
+def _max_pool(node: MaxPool, graph: Graph) -> NodeFunction:
+    lowest = -128 - _quant(node).zero_point
+    return lambda x: F.max_pool2d(_pad(x, node.padding, lowest), node.kernel, node.stride)
+
+
+def _pad(value: Tensor, padding: Padding, fill: float = 0.0) -> Tensor:
+    if not padding:
+        return value
+    return F.pad(value, (padding.left, padding.right, padding.top, padding.bottom), value=fill)
+
+
+_FUNCTIONS: dict[type[Node], Callable[..., NodeFunction]] = {
+    Conv: _conv,
+    Linear: _linear,
+    GlobalAvgPool: _global_avg_pool,
+    Add: _add,
+    MaxPool: _max_pool,
+    Subsample: lambda node, graph: lambda x: x[:, :, :: node.stride[0], :: node.stride[1]],
+    PadChannels: lambda node, graph: lambda x: F.pad(x, (0, 0, 0, 0, node.before, node.after)),
+    Pad: lambda node, graph: lambda x: _pad(x, node.padding),
+    Flatten: lambda node, graph: lambda x: x.flatten(1),
+}
+
+
+def _integer_function(node: Node, graph: Graph) -> NodeFunction:
+    if type(node) not in _FUNCTIONS:
+        raise GraphError(f"node {node.name!r} ({type(node).__name__}) has no meaning in integers")
+    if isinstance(node, MaxPool | Subsample | PadChannels | Pad | Flatten):
+        source = graph.by_name[node.inputs[0]]
+        if node.quant != source.quant:
+            raise GraphError(f"node {node.name!r} moves integers but its parameters are not its input's")
+    return _FUNCTIONS[type(node)](node, graph)

@@ -1,0 +1,1 @@
+"""One file a runtime: run this artifact on these images."""

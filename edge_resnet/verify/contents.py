@@ -1,0 +1,42 @@
+"""What an int8 artifact says, in the graph's own terms, so that it can be compared with the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_resnet.graph.nodes import QuantParams
+
+__all__ = ["ArtifactContents", "StoredWeights"]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredWeights:
+    """A convolution's or classifier's integers as they stand in the file, in the graph's axis order.
+
+    `weight` int8 [O, I/groups, kh, kw] or [O, I], `scale` float32 [O], `zero_point` int [O] (0 everywhere in
+    this scheme). `bias` [O] is int32, or, in a format without integer biases (Core ML), the float that stands
+    there in the file's own precision.
+    """
+
+    weight: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int64]
+    bias: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ArtifactContents:
+    """Read back from the file alone.
+
+    `activations` maps a node's name to its parameters in int8 terms (ONNX's uint8 zero point minus 128). A
+    tensor that is quantized in several places of the file must say the same everywhere; where it does not,
+    `conflicts` names it.
+    """
+
+    activations: dict[str, QuantParams]
+    weights: dict[str, StoredWeights]
+    conflicts: tuple[str, ...] = field(default=())
