@@ -1,0 +1,248 @@
+"""Graph -> ONNX, in the QDQ form that ONNX Runtime fuses completely.
+
+A tensor x of the graph is x (float), x/quantized (uint8) and x/dequantized (float) in the file; weights are
+NAME/weight (int8), NAME/bias (int32). What the fusion needs, found by trying:
+
+  activations uint8, weights int8           int8 activations leave most CPU kernels in float
+  scale and zero point of activations 0-d   with shape [1] Conv fuses, Add and GlobalAveragePool do not
+  quantized outputs everywhere              also behind GlobalAveragePool, Flatten and the last Gemm
+  bias int32 behind a DequantizeLinear      or the last Gemm stays in float
+
+A ReLU is not written: its output's zero point is the lowest integer, so quantizing already clips there.
+The image comes as raw bytes, uint8 [N, 3, H, W].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_resnet.errors import GraphError
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.nodes import (
+    Activation,
+    Add,
+    AvgPool,
+    Conv,
+    Flatten,
+    FloatWeights,
+    GlobalAvgPool,
+    IntWeights,
+    Linear,
+    MaxPool,
+    Node,
+    Normalize,
+    Pad,
+    PadChannels,
+    Padding,
+    QuantParams,
+    Relu,
+    Shape,
+    Subsample,
+)
+
+__all__ = ["OPSET", "onnx_bytes"]
+
+OPSET = 17
+_IR_VERSION = 8  # what runtimes of opset 17's time read
+
+
+def onnx_bytes(graph: Graph) -> bytes:
+    """The .onnx file of a quantized or a float graph, with a symbolic batch axis `N`.
+
+    Raises GraphError for a node that should have been lowered.
+    """
+    return _Writer(graph).model().SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+
+
+class _Writer:
+    """Adds each node's operators; `made` maps a node to the float tensor that its readers take."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.quantized = graph.is_quantized
+        self.operators: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.made: dict[str, str] = {}
+
+    def model(self) -> onnx.ModelProto:
+        self._input()
+        for node in self.graph.nodes[1:]:
+            if type(node) not in _WRITERS:
+                raise GraphError(f"node {node.name!r} ({type(node).__name__}) must be lowered before export")
+            _WRITERS[type(node)](self, node)
+        self.operator("Identity", [self.made[self.graph.output.name]], "logits")
+        model = helper.make_model(
+            helper.make_graph(
+                self._without_identity(),
+                self.graph.name,
+                [_value("image", TensorProto.UINT8, self.graph.input.shape)],
+                [_value("logits", TensorProto.FLOAT, self.graph.output_shape)],
+                initializer=self.initializers,
+            ),
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=_IR_VERSION,
+            producer_name="edge-resnet",
+        )
+        if self.graph.labels:
+            helper.set_model_props(model, {"labels": "\n".join(self.graph.labels)})
+        return model
+
+    def _without_identity(self) -> list[onnx.NodeProto]:
+        """Let the last real operator write `logits` itself."""
+        last, identity = self.operators[-2], self.operators[-1]
+        last.output[0] = identity.output[0]
+        return self.operators[:-1]
+
+    def _input(self) -> None:
+        node = self.graph.input
+        if self.quantized:
+            self.made[node.name] = self._dequantized("image", node.quant, node.name)
+        else:
+            self.made[node.name] = self.operator(
+                "Cast", ["image"], f"{node.name}/float32", to=TensorProto.FLOAT
+            )
+
+    # What the node writers use.
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        self.initializers.append(numpy_helper.from_array(value, name))
+        return name
+
+    def operator(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.operators.append(helper.make_node(kind, inputs, [output], name=f"{output}:{kind}", **attributes))
+        return output
+
+    def emit(self, kind: str, node: Node, inputs: list[str], **attributes: Any) -> None:
+        """The operator, then its ReLU (float) or its integers (quantized)."""
+        relu = getattr(node, "activation", Activation.NONE) is Activation.RELU
+        if not self.quantized:
+            output = self.operator(kind, inputs, f"{node.name}/sum" if relu else node.name, **attributes)
+            self.made[node.name] = self.operator("Relu", [output], node.name) if relu else output
+            return
+        output = self.operator(kind, inputs, node.name, **attributes)
+        scale, zero = self._parameters(node.name, node.quant)
+        quantized = self.operator("QuantizeLinear", [output, scale, zero], f"{node.name}/quantized")
+        self.made[node.name] = self.operator(
+            "DequantizeLinear", [quantized, scale, zero], f"{node.name}/dequantized"
+        )
+
+    def source(self, node: Node, index: int = 0) -> str:
+        return self.made[node.inputs[index]]
+
+    def weights(self, node: Conv | Linear) -> list[str]:
+        """Weight and bias as float tensors: constants, or integers behind a DequantizeLinear."""
+        weight, bias = f"{node.name}/weight", f"{node.name}/bias"
+        if isinstance(node.weights, FloatWeights):
+            return [self.constant(weight, node.weights.weight), self.constant(bias, node.weights.bias)]
+        assert isinstance(node.weights, IntWeights)
+        source = self.graph.by_name[node.inputs[0]].quant
+        assert source is not None
+        scale = node.weights.scale
+        return [
+            self._dequantized_constant(weight, node.weights.weight, scale),
+            self._dequantized_constant(bias, node.weights.bias, np.float32(source.scale) * scale),
+        ]
+
+    def _dequantized_constant(self, name: str, q: NDArray[Any], scale: NDArray[np.float32]) -> str:
+        inputs = [
+            self.constant(name, q),
+            self.constant(f"{name}_scale", scale),
+            self.constant(f"{name}_zero_point", np.zeros(len(scale), q.dtype)),
+        ]
+        return self.operator("DequantizeLinear", inputs, f"{name}/dequantized", axis=0)
+
+    def _parameters(self, name: str, quant: QuantParams | None) -> tuple[str, str]:
+        assert quant is not None
+        return (
+            self.constant(f"{name}/scale", np.array(quant.scale, np.float32)),
+            self.constant(f"{name}/zero_point", np.array(quant.zero_point + 128, np.uint8)),
+        )
+
+    def _dequantized(self, source: str, quant: QuantParams | None, name: str) -> str:
+        scale, zero = self._parameters(name, quant)
+        return self.operator("DequantizeLinear", [source, scale, zero], f"{name}/dequantized")
+
+
+def _value(name: str, kind: int, shape: Shape) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, ["N", *shape])
+
+
+def _pads(padding: Padding) -> list[int]:
+    return [padding.top, padding.left, padding.bottom, padding.right]
+
+
+def _conv(writer: _Writer, node: Conv) -> None:
+    writer.emit(
+        "Conv",
+        node,
+        [writer.source(node), *writer.weights(node)],
+        kernel_shape=node.weights.weight.shape[2:],
+        strides=node.stride,
+        pads=_pads(node.padding),
+        dilations=node.dilation,
+        group=node.groups,
+    )
+
+
+def _linear(writer: _Writer, node: Linear) -> None:
+    writer.emit("Gemm", node, [writer.source(node), *writer.weights(node)], transB=1)
+
+
+def _max_pool(writer: _Writer, node: MaxPool) -> None:
+    writer.emit(
+        "MaxPool",
+        node,
+        [writer.source(node)],
+        kernel_shape=node.kernel,
+        strides=node.stride,
+        pads=_pads(node.padding),
+    )
+
+
+def _zero_pad(writer: _Writer, node: Node, before: list[int], after: list[int]) -> None:
+    amounts = writer.constant(f"{node.name}/pads", np.array([*before, *after], np.int64))
+    writer.emit("Pad", node, [writer.source(node), amounts], mode="constant")
+
+
+def _pad(writer: _Writer, node: Pad) -> None:
+    p = node.padding
+    _zero_pad(writer, node, [0, 0, p.top, p.left], [0, 0, p.bottom, p.right])
+
+
+def _pad_channels(writer: _Writer, node: PadChannels) -> None:
+    _zero_pad(writer, node, [0, node.before, 0, 0], [0, node.after, 0, 0])
+
+
+def _normalize(writer: _Writer, node: Normalize) -> None:
+    mean = writer.constant(f"{node.name}/mean", node.mean[:, None, None])
+    if np.all(node.std == 1):
+        writer.emit("Sub", node, [writer.source(node), mean])
+        return
+    centred = writer.operator("Sub", [writer.source(node), mean], f"{node.name}/centred")
+    writer.emit("Div", node, [centred, writer.constant(f"{node.name}/std", node.std[:, None, None])])
+
+
+_WRITERS: dict[type[Node], Callable[..., None]] = {
+    Normalize: _normalize,
+    Conv: _conv,
+    Linear: _linear,
+    Relu: lambda writer, node: writer.emit("Relu", node, [writer.source(node)]),
+    Add: lambda writer, node: writer.emit("Add", node, [writer.source(node, 0), writer.source(node, 1)]),
+    MaxPool: _max_pool,
+    AvgPool: lambda writer, node: writer.emit(
+        "AveragePool", node, [writer.source(node)], kernel_shape=node.kernel, strides=node.stride
+    ),
+    GlobalAvgPool: lambda writer, node: writer.emit("GlobalAveragePool", node, [writer.source(node)]),
+    Subsample: lambda writer, node: writer.emit(
+        "MaxPool", node, [writer.source(node)], kernel_shape=(1, 1), strides=node.stride
+    ),
+    PadChannels: _pad_channels,
+    Pad: _pad,
+    Flatten: lambda writer, node: writer.emit("Flatten", node, [writer.source(node)], axis=1),
+}

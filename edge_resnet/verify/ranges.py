@@ -1,0 +1,100 @@
+"""Compare what an artifact says with the graph: every scale, zero point and integer weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.nodes import Conv, Flatten, IntWeights, Linear, Node
+from edge_resnet.verify.contents import ArtifactContents, StoredWeights
+
+__all__ = ["RangeCheck", "compare_ranges"]
+
+
+@dataclass(frozen=True)
+class RangeCheck:
+    """`checked` counts tensors (an activation, a weight with its scales, a bias).
+
+    `mismatches` says for each unequal one what differs.
+    """
+
+    checked: int
+    mismatches: tuple[str, ...]
+
+    @property
+    def equal(self) -> int:
+        return self.checked - len(self.mismatches)
+
+
+def compare_ranges(graph: Graph, contents: ArtifactContents) -> RangeCheck:
+    """Compare a quantized graph with what was read back. Equality is to the bit."""
+    checked = 0
+    mismatches: list[str] = []
+
+    def check(problem: str) -> None:
+        nonlocal checked
+        checked += 1
+        if problem:
+            mismatches.append(problem)
+
+    for node in graph.nodes:
+        # Not every format needs a tensor of its own for a Flatten; its parameters are its input's.
+        if not (isinstance(node, Flatten) and node.name not in contents.activations):
+            check(_activation_problem(node, contents))
+        if isinstance(node, Conv | Linear):
+            for problem in _weight_problems(node, graph, contents.weights.get(node.name)):
+                check(problem)
+    unknown = set(contents.activations) - set(graph.by_name) | set(contents.weights) - set(graph.by_name)
+    for name in sorted(unknown):
+        check(f"{name}: not in the graph")
+    return RangeCheck(checked, tuple(mismatches))
+
+
+def _activation_problem(node: Node, contents: ArtifactContents) -> str:
+    if node.name in contents.conflicts:
+        return f"{node.name}: quantized in two places with different parameters"
+    found = contents.activations.get(node.name)
+    if found is None:
+        return f"{node.name}: no quantized tensor of this name"
+    assert node.quant is not None
+    if found.scale != node.quant.scale:
+        return f"{node.name}: scale {found.scale!r}, graph {node.quant.scale!r}"
+    if found.zero_point != node.quant.zero_point:
+        return f"{node.name}: zero point {found.zero_point}, graph {node.quant.zero_point}"
+    return ""
+
+
+def _weight_problems(node: Conv | Linear, graph: Graph, found: StoredWeights | None) -> tuple[str, str]:
+    """What is wrong with the weight (or its scale), and with the bias; empty strings where nothing is."""
+    weights = node.weights
+    assert isinstance(weights, IntWeights)
+    if found is None:
+        return f"{node.name}/weight: missing", f"{node.name}/bias: missing"
+    weight_problem = ""
+    if found.weight.shape != weights.weight.shape:
+        weight_problem = f"{node.name}/weight: shape {found.weight.shape}, graph {weights.weight.shape}"
+    elif different := np.argwhere(found.weight != weights.weight).tolist():
+        at = tuple(different[0])
+        weight_problem = (
+            f"{node.name}/weight: {len(different)} integers differ, first at {list(at)}: "
+            f"{found.weight[at]}, graph {weights.weight[at]}"
+        )
+    elif not np.array_equal(found.scale, weights.scale):
+        weight_problem = f"{node.name}/weight: scale differs from the graph's"
+    elif np.any(found.zero_point):
+        weight_problem = f"{node.name}/weight: zero point is not 0"
+    return weight_problem, _bias_problem(node, graph, weights, found)
+
+
+def _bias_problem(node: Node, graph: Graph, weights: IntWeights, found: StoredWeights) -> str:
+    expected: np.ndarray = weights.bias
+    if found.bias.dtype.kind == "f":  # a format without integer biases holds their real values
+        source = graph.by_name[node.inputs[0]].quant
+        assert source is not None
+        unit = np.float32(source.scale) * weights.scale
+        expected = (weights.bias.astype(np.float64) * unit).astype(found.bias.dtype)
+    if found.bias.shape != expected.shape or not np.array_equal(found.bias, expected):
+        return f"{node.name}/bias: differs from the graph's"
+    return ""
