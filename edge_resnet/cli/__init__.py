@@ -1,0 +1,1 @@
+"""The commands: parse, call the library, print. Heavy imports happen inside each command."""

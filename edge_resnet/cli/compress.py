@@ -1,0 +1,69 @@
+"""`edge-resnet compress`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge_resnet.cli.main import error_console
+from edge_resnet.cli.progress import ConsoleProgress
+from edge_resnet.project import PROJECT_FILE, Project, load_project
+
+__all__ = ["run"]
+
+DEFAULT_TARGETS = ("tflite-int8",)
+
+
+def run(
+    model: str | None,
+    weights: Path | None,
+    data: str | None,
+    targets: Sequence[str],
+    recipe: Path | None,
+    settings: Sequence[str],
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Returns the exit code: 1 when a verification failed."""
+    console = error_console()
+    progress = ConsoleProgress(console, quiet=as_json)
+    project = None
+    if model is None:
+        project = _default_project(progress)
+        # What the project says of its own model says nothing of weights that the user gives for it.
+        model, weights = project.model, weights or project.weights
+    from edge_resnet.pipeline import compress
+    from edge_resnet.report.terminal import print_summary
+
+    result = compress(
+        model,
+        weights=weights,
+        data=data or (project.data if project else None),
+        targets=targets or (project.targets if project else ()) or DEFAULT_TARGETS,
+        recipe=recipe or (project.recipe if project else None),
+        settings=settings,
+        out=out or (project.out if project else None),
+        progress=progress,
+        command=shlex.join(["edge-resnet", *sys.argv[1:]]),
+    )
+    if as_json:
+        print(result.report.model_dump_json(indent=1))
+    else:
+        print_summary(result.report, console)
+        for artifact in result.report.artifacts:
+            print(result.directory / artifact.path)
+        print(result.directory / "report.html")
+    for failure in result.failures:
+        print(f"edge-resnet: verification failed: {failure}", file=sys.stderr)
+    return 1 if result.failures else 0
+
+
+def _default_project(progress: ConsoleProgress) -> Project:
+    path = Path(PROJECT_FILE)
+    if path.exists():
+        progress.note(f"no MODEL given: taking {PROJECT_FILE}")
+        return load_project(path)
+    progress.note(f"no MODEL given and no {PROJECT_FILE} here: taking the bundled demo (handwritten digits)")
+    return Project(model="demo", data="demo")

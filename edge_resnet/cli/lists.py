@@ -1,0 +1,48 @@
+"""`edge-resnet models`, `recipes` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+
+from edge_resnet.cli.main import error_console
+from edge_resnet.errors import InputError
+
+__all__ = ["print_models", "print_recipes", "run_doctor"]
+
+
+def print_models(as_json: bool) -> int:
+    from edge_resnet.models.zoo import ZOO
+
+    if as_json:
+        print(json.dumps([{"name": name, "description": entry.description} for name, entry in ZOO.items()]))
+        return 0
+    for name, entry in ZOO.items():
+        print(f"{name:<12} {entry.description}")
+    print("torchvision:NAME, timm:NAME, path/to/file.py:callable and package.module:callable work too")
+    return 0
+
+
+def print_recipes(what: str | None) -> int:
+    import yaml
+
+    from edge_resnet.recipe import Recipe
+
+    if what == "schema":
+        print(json.dumps(Recipe.model_json_schema(), indent=1))
+        return 0
+    if what is not None:
+        raise InputError(f"recipes {what!r}: the only word here is `schema`")
+    print("# the defaults; write what you change into a file and give it with --recipe")
+    print(yaml.safe_dump(Recipe().model_dump(), sort_keys=False), end="")
+    return 0
+
+
+def run_doctor(as_json: bool) -> int:
+    from edge_resnet.doctor import checks_to_json, examine, exit_code, print_doctor
+
+    checks = examine()
+    if as_json:
+        print(json.dumps(checks_to_json(checks), indent=1))
+    else:
+        print_doctor(checks, error_console())
+    return exit_code(checks)

@@ -1,0 +1,181 @@
+"""`edge-resnet`: the commands and what becomes of errors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_resnet.errors import EdgeResnetError
+from edge_resnet.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="edge-resnet",
+    help="Compress a trained ResNet once; ship the same integers to TFLite, Core ML and ONNX.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h: a defect of ours, not of the user's input
+
+
+def main() -> None:
+    """Entry point: run a command, turn errors into one line on standard error and an exit code."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        result = app([a for a in arguments if a != "--debug"], standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except (EdgeResnetError, KeyboardInterrupt, OSError) as error:
+        if debug:
+            raise
+        sys.exit(_explain(error))
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is not None:  # click's own: a wrong option, a missing argument
+            print(f"edge-resnet: {usage()}\nSee `edge-resnet --help`.", file=sys.stderr)
+            sys.exit(2)
+        if debug:
+            raise
+        kind = type(error).__name__
+        print(f"edge-resnet: internal error: {kind}: {error}", file=sys.stderr)
+        print("This is a defect; please report it with the output of --debug.", file=sys.stderr)
+        sys.exit(INTERNAL_ERROR)
+
+
+def _explain(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        print("edge-resnet: interrupted; nothing was left half-written", file=sys.stderr)
+        return 130
+    print(f"edge-resnet: {error}", file=sys.stderr)
+    return error.exit_code if isinstance(error, EdgeResnetError) else 2
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (anywhere in the line).")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def compress(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A name from `edge-resnet models`, torchvision:NAME, timm:NAME, path.py:callable or "
+            "package.module:callable. Without it: edge-resnet.yaml here, else the bundled demo."
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A .safetensors file or a .pt/.pth/.th state dict.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="DIR/{train,val|test}/CLASS/*.jpg, a .zip of one, or demo.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="tflite-int8, onnx-int8, coreml-int8, ... (repeatable).")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe (YAML).")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe, e.g. calibration.images=256.")
+    ] = None,
+    io: Annotated[
+        str | None,
+        typer.Option(help="Ends of .tflite files: uint8 (image in, float logits out), int8, float32."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the run goes; default runs/MODEL-DATE.")] = None,
+    json_: JsonOption = False,
+) -> int:
+    """Quantize a trained model, write it for each target, and prove every file on its own runtime."""
+    from edge_resnet.cli.compress import run
+
+    settings = [*(set_ or []), *([f"export.tflite_io={io}"] if io else [])]
+    return run(model, weights, data, target or [], recipe, settings, out, json_)
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="The --out of a run.")],
+    data: Annotated[str | None, typer.Option(help="The data, if it has moved since.")] = None,
+    json_: JsonOption = False,
+) -> int:
+    """Check every artifact against the graph's integers again, from the files alone."""
+    from edge_resnet.cli.verify import run
+
+    return run(directory, data, json_)
+
+
+@app.command()
+def benchmark(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifacts, or folders that hold some.")],
+    device: Annotated[
+        list[str] | None, typer.Option(help="Where to run; this version knows `local`.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    runs: Annotated[int, typer.Option(min=10, help="Timed inferences of each artifact.")] = 200,
+    json_: JsonOption = False,
+) -> int:
+    """Latency, cold start and memory of artifacts, interleaved, each in its own process."""
+    from edge_resnet.cli.benchmark import run
+
+    return run(artifacts, device or ["local"], threads, runs, json_)
+
+
+@app.command()
+def inspect(
+    what: Annotated[str, typer.Argument(help="A model (as for compress), an artifact, or a run's folder.")],
+    weights: Annotated[Path | None, typer.Option(help="Weights of a model.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="preprocess.size=... of a model.")] = None,
+    json_: JsonOption = False,
+) -> int:
+    """Layers, shapes, MACs, parameters and ranges."""
+    from edge_resnet.cli.inspect import run
+
+    return run(what, weights, set_ or [], json_)
+
+
+@app.command()
+def models(json_: JsonOption = False) -> int:
+    """The models that can be built by name."""
+    from edge_resnet.cli.lists import print_models
+
+    return print_models(json_)
+
+
+@app.command()
+def recipes(
+    what: Annotated[str | None, typer.Argument(help="`schema` prints the JSON schema of a recipe.")] = None,
+) -> int:
+    """The recipe with all its defaults, or its JSON schema."""
+    from edge_resnet.cli.lists import print_recipes
+
+    return print_recipes(what)
+
+
+@app.command()
+def doctor(json_: JsonOption = False) -> int:
+    """What this machine can do, and the command that adds what it lacks."""
+    from edge_resnet.cli.lists import run_doctor
+
+    return run_doctor(json_)
+
+
+def error_console() -> Console:
+    """Tables and progress go to standard error; standard output holds results."""
+    from rich.console import Console
+
+    return Console(stderr=True)

@@ -1,0 +1,215 @@
+"""DATA: an image folder, a .zip of one, or the demo; streamed in batches, never held as a whole.
+
+DIR/{train,val|test}/CLASS/*.jpg|png       in a .zip also below one top folder
+DIR/CLASS/*.jpg|png                        without splits: calibration and evaluation share the images
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_resnet.data.preprocess import Preprocess
+from edge_resnet.errors import InputError
+
+__all__ = ["Batch", "ImageData", "ImageSplit", "Store", "open_images"]
+
+_VALIDATION = ("val", "test", "validation")
+_DECODERS = 2
+
+
+class Store(Protocol):
+    """Where image files lie. Names are relative, with `/`."""
+
+    source: str
+
+    def names(self) -> Sequence[tuple[str, str]]:
+        """(name, a token that changes with the content) of every image file, sorted by name."""
+        ...
+
+    def pixels(self, name: str, preprocess: Preprocess) -> NDArray[np.uint8]:
+        """Decode one image, uint8 [H, W, 3]. Raises ValueError or OSError for a corrupt one."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """pixels uint8 [n, H, W, 3], labels int64 [n], indices int64 [n] into the split."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+
+
+@dataclass
+class ImageSplit:
+    """One split: file names and labels, sorted by name (so by class: always take `order`)."""
+
+    store: Store
+    paths: list[str]
+    labels: NDArray[np.int64]
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def order(self, seed: int) -> NDArray[np.int64]:
+        """All indices, shuffled; the same for the same seed."""
+        return np.random.default_rng(seed).permutation(len(self.paths))
+
+    def batches(
+        self,
+        indices: NDArray[np.int64],
+        preprocess: Preprocess,
+        batch_size: int,
+        skip_corrupt: bool = False,
+    ) -> Iterator[Batch]:
+        """Decode in order, a few batches ahead.
+
+        Corrupt images raise InputError that names them, or, with `skip_corrupt`, are left out and listed in
+        `skipped`.
+        """
+        chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        with ThreadPoolExecutor(_DECODERS) as pool:
+            waiting: list[tuple[NDArray[np.int64], Future[_Decoded]]] = []
+            for chunk in chunks:
+                waiting.append((chunk, pool.submit(self._decode, chunk, preprocess)))
+                if len(waiting) > 2 * _DECODERS:
+                    yield from self._batch(*waiting.pop(0), skip_corrupt)
+            for pending in waiting:
+                yield from self._batch(*pending, skip_corrupt)
+
+    def _decode(self, chunk: NDArray[np.int64], preprocess: Preprocess) -> _Decoded:
+        good: list[NDArray[np.uint8]] = []
+        kept: list[int] = []
+        corrupt: list[tuple[str, str]] = []
+        for index in chunk.tolist():
+            try:
+                good.append(self.store.pixels(self.paths[index], preprocess))
+                kept.append(index)
+            except (OSError, ValueError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
+                corrupt.append((self.paths[index], str(error)))
+        return _Decoded(good, np.array(kept, np.int64), corrupt)
+
+    def _batch(
+        self, chunk: NDArray[np.int64], pending: Future[_Decoded], skip_corrupt: bool
+    ) -> Iterator[Batch]:
+        decoded = pending.result()
+        if decoded.corrupt:
+            names = [name for name, _ in decoded.corrupt]
+            if not skip_corrupt:
+                others = f" and {len(names) - 1} more in this batch" if len(names) > 1 else ""
+                raise InputError(
+                    f"{self.store.source}: corrupt image {names[0]}{others} ({decoded.corrupt[0][1]}); "
+                    "repair or remove it, or skip such images with --set evaluate.skip_corrupt=true"
+                )
+            self.skipped += [name for name in names if name not in self.skipped]
+        if decoded.pixels:
+            yield Batch(np.stack(decoded.pixels), self.labels[decoded.indices], decoded.indices)
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    pixels: list[NDArray[np.uint8]]
+    indices: NDArray[np.int64]
+    corrupt: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A labelled data set. `classes` are sorted; `notes` say what the user should know of its layout."""
+
+    source: str
+    classes: tuple[str, ...]
+    fingerprint: str
+    splits: dict[str, ImageSplit]
+    notes: tuple[str, ...] = ()
+
+    def split(self, name: str) -> ImageSplit:
+        """`train` or `val`."""
+        return self.splits[name]
+
+
+def open_images(source: str) -> ImageData:
+    """Look through DATA without decoding.
+
+    Raises InputError for what is missing, empty, of one class, or of other classes in train than in val.
+    """
+    return _arranged(_open_store(source))
+
+
+def _open_store(source: str) -> Store:
+    if source == "demo":
+        from edge_resnet.data.demo import DigitStore
+
+        return DigitStore()
+    from edge_resnet.data.stores import FolderStore, ZipStore
+
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"{source}: there is no such image folder or .zip")
+    return FolderStore(path) if path.is_dir() else ZipStore(path)
+
+
+def _arranged(store: Store) -> ImageData:
+    """Sort files into splits and classes by their folders."""
+    entries = store.names()
+    if not entries:
+        raise InputError(f"{store.source}: no images; expected {{train,val|test}}/CLASS/*.jpg or *.png")
+    digest = hashlib.sha256()
+    for name, token in entries:
+        digest.update(f"{name}\0{token}\n".encode())
+    by_split: dict[str, list[tuple[str, str]]] = {}
+    for name, _ in entries:
+        *folders, _file = name.split("/")
+        if len(folders) >= 2 and folders[-2] in ("train", *_VALIDATION):
+            by_split.setdefault(folders[-2], []).append((folders[-1], name))
+        elif len(folders) >= 1:
+            by_split.setdefault("", []).append((folders[-1], name))
+    train, validation, notes = _choose_splits(store.source, by_split)
+    classes = tuple(sorted({label for label, _ in validation}))
+    _check_classes(store.source, classes, {label for label, _ in train})
+    splits = {"train": _split(store, train, classes), "val": _split(store, validation, classes)}
+    return ImageData(store.source, classes, digest.hexdigest(), splits, notes)
+
+
+Entries = list[tuple[str, str]]
+
+
+def _choose_splits(source: str, found: dict[str, Entries]) -> tuple[Entries, Entries, tuple[str, ...]]:
+    validation = next((name for name in _VALIDATION if name in found), None)
+    if validation and "train" in found:
+        return found["train"], found[validation], ()
+    if validation:
+        note = f"{source} has no train folder: calibration takes images of {validation}, which evaluation uses too"
+        return found[validation], found[validation], (note,)
+    if "train" in found:
+        raise InputError(f"{source}: has train but no val or test folder; accuracy needs images kept apart")
+    if "" not in found:
+        raise InputError(f"{source}: the images are not in {{train,val|test}}/CLASS folders")
+    note = f"{source} has no train and val folders: calibration and evaluation share the images"
+    return found[""], found[""], (note,)
+
+
+def _check_classes(source: str, classes: tuple[str, ...], train: set[str]) -> None:
+    if len(classes) < 2:
+        raise InputError(
+            f"{source}: only one class ({classes[0]}); a classifier needs one folder for each class"
+        )
+    if set(classes) != train:
+        only = sorted(set(classes) ^ train)
+        where = "train" if only[0] in train else "val/test"
+        raise InputError(f"{source}: class {only[0]!r} is in {where} only ({len(only)} such classes)")
+
+
+def _split(store: Store, entries: Entries, classes: tuple[str, ...]) -> ImageSplit:
+    number = {label: index for index, label in enumerate(classes)}
+    labels = np.array([number[label] for label, _ in entries], np.int64)
+    return ImageSplit(store, [name for _, name in entries], labels)

@@ -1,0 +1,293 @@
+"""The stages of `compress`, in order: open, import, quantize, export, prove, benchmark, report.
+
+Everything is written into a folder beside the final place and moved there in the end, so that a run that
+fails or is interrupted leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_resnet.compress.calibrate import calibrate
+from edge_resnet.compress.quantize import quantize
+from edge_resnet.data.images import ImageData, ImageSplit, open_images
+from edge_resnet.data.preprocess import Preprocess
+from edge_resnet.errors import InputError
+from edge_resnet.files import check_writable, replace_directory
+from edge_resnet.frontends.sources import LoadedModel, open_model, resolve_preprocess
+from edge_resnet.frontends.torch_export import graph_from_module
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.passes import (
+    fold_normalization_into_input,
+    fold_normalization_std,
+    lower_average_pools,
+    simplify,
+)
+from edge_resnet.graph.reference import ReferenceExecutor
+from edge_resnet.progress import Progress, SilentProgress
+from edge_resnet.recipe import Recipe, load_recipe
+from edge_resnet.run_directory import EvaluationRecord, Probe, write_graph_directory
+from edge_resnet.runners.torch_module import TorchModuleRunner
+from edge_resnet.targets import Target, parse_targets
+from edge_resnet.verify.prove import Proofs, prove
+
+if TYPE_CHECKING:
+    from edge_resnet.benchmark.local import BenchmarkResult
+    from edge_resnet.report.schema import Report
+
+__all__ = ["RunResult", "compress"]
+
+_PROBE_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its report (what report.json holds), its folder, and what failed, if anything."""
+
+    report: Report
+    directory: Path
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StageTime:
+    name: str
+    seconds: float
+
+
+@dataclass
+class Run:
+    """What the stages of one run hand on to each other."""
+
+    recipe: Recipe
+    targets: tuple[Target, ...]
+    progress: Progress
+    model: LoadedModel
+    images: ImageData
+    preprocess: Preprocess
+    out: Path
+    stages: list[StageTime] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    floating: Graph | None = None
+    quantized: Graph | None = None
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Any]:
+        started = time.perf_counter()
+        with self.progress.stage(name, total) as advance:
+            yield advance
+        self.stages.append(StageTime(name, time.perf_counter() - started))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self.progress.note(text)
+
+
+def compress(
+    model: str = "demo",
+    *,
+    weights: str | Path | None = None,
+    data: str | Path | None = None,
+    targets: Sequence[str] = ("tflite-int8",),
+    recipe: str | Path | Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> RunResult:
+    """Quantize a trained model, write it for each target, prove each file, and report.
+
+    The arguments are those of `edge-resnet compress` (see docs). Raises InputError for what the user gave
+    wrongly. A failed verification does not raise: look at `failures`.
+    """
+    progress = progress or SilentProgress()
+    chosen = parse_targets(targets)
+    parsed = load_recipe(recipe, settings)
+    if parsed.export.tflite_io == "int8" and any(t.suffix == ".tflite" and not t.quantized for t in chosen):
+        raise InputError("--io int8 needs an int8 target: a float .tflite has no int8 ends")
+    run = _open(model, weights, data, parsed, chosen, out, progress)
+    work = Path(tempfile.mkdtemp(prefix=".work-", dir=run.out))
+    try:
+        return _run(run, work, command)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _open(
+    model: str,
+    weights: str | Path | None,
+    data: str | Path | None,
+    recipe: Recipe,
+    targets: tuple[Target, ...],
+    out: str | Path | None,
+    progress: Progress,
+) -> Run:
+    """Look at all that the user gave before any work is done."""
+    if data is None and model == "demo":
+        data = "demo"
+    if data is None:
+        raise InputError("no data: give --data DIR with {train,val|test}/CLASS/*.jpg, a .zip of one, or demo")
+    started = time.perf_counter()
+    images = open_images(str(data))
+    loaded = open_model(model, Path(weights) if weights else None, len(images.classes), recipe.seed)
+    preprocess = resolve_preprocess(loaded.preprocess_defaults, recipe.preprocess)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    directory = Path(out) if out else Path("runs") / f"{loaded.name}-{stamp}"
+    check_writable(directory)
+    run = Run(recipe, targets, progress, loaded, images, preprocess, directory)
+    run.stages.append(StageTime("open", time.perf_counter() - started))
+    for note in (*loaded.notes, *images.notes):
+        run.note(note)
+    return run
+
+
+def _run(run: Run, work: Path, command: str) -> RunResult:
+    from edge_resnet.report.assemble import assemble_report
+    from edge_resnet.report.schema import save_report
+
+    _import(run)
+    _quantize(run)
+    paths = _export(run, work)
+    validation = run.images.split("val")
+    chosen = validation.order(run.recipe.seed)[: run.recipe.evaluate.images]
+    proofs = _prove(run, paths, validation, chosen)
+    benchmarks = _benchmark(run, paths)
+    if validation.skipped:
+        run.note(
+            f"{len(validation.skipped)} corrupt images were skipped, for example {validation.skipped[0]}"
+        )
+    report = assemble_report(run, proofs, benchmarks, command, work)
+    _write_graphs(run, work / "graph", validation, chosen)
+    save_report(report, work)
+    _move_into_place(work, run.out)
+    failures = tuple(failure for proof in proofs.artifacts for failure in proof.failures)
+    return RunResult(report, run.out, failures)
+
+
+def _import(run: Run) -> None:
+    classes = run.images.classes
+    with run.stage("import"):
+        graph = graph_from_module(
+            run.model.module,
+            run.model.name,
+            run.preprocess.size,
+            run.preprocess.mean,
+            run.preprocess.std,
+        )
+        if graph.output_shape != (len(classes),):
+            raise InputError(
+                f"{run.model.name} answers {'x'.join(map(str, graph.output_shape))} values but the data has "
+                f"{len(classes)} classes ({', '.join(classes[:3])}, ...): weights and data do not belong together"
+            )
+        run.floating = simplify(Graph(graph.name, graph.nodes, classes))
+
+
+def _quantize(run: Run) -> None:
+    assert run.floating is not None
+    train = run.images.split("train")
+    settings = run.recipe.calibration
+    chosen = train.order(run.recipe.seed)[: settings.images]
+    if len(chosen) < settings.images:
+        run.note(
+            f"calibration takes all {len(chosen)} images there are (calibration.images {settings.images})"
+        )
+    with run.stage("quantize", len(chosen)) as advance:
+        graph = fold_normalization_into_input(lower_average_pools(run.floating))
+
+        def pixels() -> Iterator[np.ndarray]:
+            for batch in train.batches(
+                chosen, run.preprocess, settings.batch, run.recipe.evaluate.skip_corrupt
+            ):
+                yield batch.pixels
+                advance(len(batch.pixels))
+
+        run.quantized = quantize(graph, calibrate(graph, pixels()))
+
+
+def _export(run: Run, work: Path) -> dict[Target, Path]:
+    assert run.floating is not None
+    assert run.quantized is not None
+    floating = fold_normalization_std(run.floating)
+    paths: dict[Target, Path] = {}
+    for target in run.targets:
+        path = target.path(work, run.model.name)
+        with run.stage(f"export {target.name}"):
+            target.write(run.quantized if target.quantized else floating, path, run.recipe.export)
+        paths[target] = path
+    return paths
+
+
+def _prove(run: Run, paths: dict[Target, Path], split: ImageSplit, chosen: np.ndarray) -> Proofs:
+    assert run.quantized is not None
+    settings = run.recipe.evaluate
+    baseline = TorchModuleRunner(run.model.module, run.preprocess)
+    with run.stage("verify", len(chosen)) as advance:
+        return prove(
+            paths,
+            run.quantized,
+            baseline.logits,
+            "torch",
+            (
+                (b.pixels, b.labels)
+                for b in split.batches(chosen, run.preprocess, settings.batch, settings.skip_corrupt)
+            ),
+            settings.parity_images,
+            settings.emulated_images,
+            advance,
+        )
+
+
+def _benchmark(run: Run, paths: dict[Target, Path]) -> dict[str, BenchmarkResult]:
+    from edge_resnet.benchmark.local import BenchmarkSettings, benchmark_local
+
+    settings = run.recipe.benchmark
+    if not settings.runs:
+        return {}
+    with run.stage("benchmark"):
+        return benchmark_local(
+            [(target.name, path) for target, path in paths.items()],
+            settings.threads,
+            BenchmarkSettings(runs=settings.runs),
+        )
+
+
+def _write_graphs(run: Run, directory: Path, split: ImageSplit, chosen: np.ndarray) -> None:
+    assert run.floating is not None
+    assert run.quantized is not None
+    settings = run.recipe.evaluate
+    record = EvaluationRecord(
+        data=run.images.source if run.images.source == "demo" else str(Path(run.images.source).resolve()),
+        fingerprint=run.images.fingerprint,
+        preprocess=run.preprocess.to_json(),
+        seed=run.recipe.seed,
+        images=len(chosen),
+        parity_images=settings.parity_images,
+        emulated_images=settings.emulated_images,
+        batch=settings.batch,
+        skip_corrupt=settings.skip_corrupt,
+    )
+    batches = split.batches(chosen[:_PROBE_IMAGES], run.preprocess, _PROBE_IMAGES, settings.skip_corrupt)
+    pixels = next(iter(batches)).pixels
+    probe = Probe(pixels, ReferenceExecutor(run.quantized).run(pixels))
+    write_graph_directory(directory, run.quantized, run.floating, record, probe)
+
+
+def _move_into_place(work: Path, out: Path) -> None:
+    """Each finished file or folder takes its name in one step; the report comes last."""
+    entries = sorted(work.iterdir(), key=lambda entry: (entry.name.startswith("report"), entry.name))
+    for entry in entries:
+        final = out / entry.name
+        if entry.is_dir():
+            replace_directory(entry, final)
+        else:
+            entry.replace(final)

@@ -1,0 +1,132 @@
+"""The targets of `--target`: for each, how it is written, read back and run.
+
+Everything heavy is imported when a target is used, so that listing them costs nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_resnet.errors import InputError
+
+if TYPE_CHECKING:
+    from edge_resnet.graph.graph import Graph
+    from edge_resnet.recipe import Export
+    from edge_resnet.runners.base import Runner
+    from edge_resnet.verify.contents import ArtifactContents
+
+__all__ = ["TARGETS", "Target", "parse_targets", "target_of_file"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of artifact. `exact`: its runtime computes the reference executor's integers to the bit."""
+
+    name: str
+    suffix: str
+    quantized: bool
+    exact: bool
+    write: Callable[[Graph, Path, Export], None]
+    read_back: Callable[[Path], ArtifactContents]
+    open: Callable[[Path], Runner]
+
+    def path(self, directory: Path, model: str) -> Path:
+        return directory / f"{model}-{self.name}{self.suffix}"
+
+
+def parse_targets(names: Sequence[str]) -> tuple[Target, ...]:
+    """Targets by name, each once. Raises InputError that lists them."""
+    for name in names:
+        if name not in TARGETS:
+            near = difflib.get_close_matches(name, TARGETS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"targets: {', '.join(TARGETS)}"
+            raise InputError(f"unknown target {name!r}; {hint}")
+    return tuple(TARGETS[name] for name in dict.fromkeys(names))
+
+
+def target_of_file(path: Path) -> Target:
+    """The target of an artifact by its name, MODEL-TARGET.suffix; a renamed file is taken as int8."""
+    by_suffix = [target for target in TARGETS.values() if target.suffix == path.suffix]
+    for target in by_suffix:
+        if path.stem.endswith(f"-{target.name}"):
+            return target
+    if not by_suffix:
+        suffixes = ", ".join(dict.fromkeys(target.suffix for target in TARGETS.values()))
+        raise InputError(f"{path}: not an artifact; artifacts end in {suffixes}")
+    return by_suffix[0]
+
+
+def _write_tflite(graph: Graph, path: Path, export: Export) -> None:
+    from edge_resnet.export.tflite import IoType, tflite_bytes
+
+    path.write_bytes(tflite_bytes(graph, IoType(export.tflite_io)))
+
+
+def _write_onnx(graph: Graph, path: Path, export: Export) -> None:
+    from edge_resnet.export.onnx import onnx_bytes
+
+    path.write_bytes(onnx_bytes(graph))
+
+
+def _write_coreml(graph: Graph, path: Path, export: Export) -> None:
+    from edge_resnet.export.coreml import write_coreml
+
+    precision = export.coreml_precision if graph.is_quantized else "float16"
+    write_coreml(graph, path, precision=precision, labels=graph.labels)
+
+
+def _read_tflite(path: Path) -> ArtifactContents:
+    from edge_resnet.verify.readback_tflite import read_tflite
+
+    return read_tflite(path)
+
+
+def _read_onnx(path: Path) -> ArtifactContents:
+    from edge_resnet.verify.readback_onnx import read_onnx
+
+    return read_onnx(path)
+
+
+def _read_coreml(path: Path) -> ArtifactContents:
+    from edge_resnet.verify.readback_coreml import read_coreml
+
+    return read_coreml(path)
+
+
+def _open_tflite(path: Path) -> Runner:
+    from edge_resnet.runners.litert import LiteRTRunner
+
+    return LiteRTRunner(path)
+
+
+def _open_onnx(path: Path) -> Runner:
+    from edge_resnet.runners.onnxruntime import OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner(path)
+
+
+def _open_coreml(path: Path) -> Runner:
+    from edge_resnet.runners.coreml import open_coreml
+
+    return open_coreml(path)
+
+
+_TFLITE = (_write_tflite, _read_tflite, _open_tflite)
+_ONNX = (_write_onnx, _read_onnx, _open_onnx)
+_COREML = (_write_coreml, _read_coreml, _open_coreml)
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target("tflite-int8", ".tflite", True, True, *_TFLITE),
+        Target("tflite-fp32", ".tflite", False, False, *_TFLITE),
+        Target("onnx-int8", ".onnx", True, True, *_ONNX),
+        Target("onnx-fp32", ".onnx", False, False, *_ONNX),
+        Target("coreml-int8", ".mlpackage", True, False, *_COREML),
+        Target("coreml-fp16", ".mlpackage", False, False, *_COREML),
+    )
+}

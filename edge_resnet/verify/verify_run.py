@@ -1,0 +1,139 @@
+"""`edge-resnet verify DIR`: everything that `compress` proved, once more, from the files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge_resnet.data.images import open_images
+from edge_resnet.data.preprocess import Preprocess
+from edge_resnet.errors import InputError
+from edge_resnet.files import sha256_of
+from edge_resnet.graph.float_executor import FloatExecutor
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.reference import ReferenceExecutor
+from edge_resnet.progress import Progress
+from edge_resnet.report.schema import Report, load_report
+from edge_resnet.run_directory import EvaluationRecord, Probe, read_graphs, read_probe, read_record
+from edge_resnet.targets import TARGETS, Target
+from edge_resnet.verify.evaluate import Labels, Pixels
+from edge_resnet.verify.prove import Proof, Proofs, prove, read_back
+
+__all__ = ["Verification", "verify"]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` saw. `labelled`: the data was there, so accuracies mean something."""
+
+    report: Report
+    proofs: Proofs
+    labelled: bool
+    notes: tuple[str, ...]
+
+    @property
+    def failures(self) -> list[str]:
+        return [failure for proof in self.proofs.artifacts for failure in proof.failures]
+
+
+def verify(directory: Path, data: str | None, progress: Progress) -> Verification:
+    """Check every artifact that the report lists. Raises InputError when `directory` holds no run.
+
+    Without the data (moved, or another machine) the run's own probe images are used: integers and parity are
+    checked all the same, accuracy is not.
+    """
+    report = load_report(directory / "report.json")
+    quantized, floating = read_graphs(directory)
+    record, probe = read_record(directory), read_probe(directory)
+    sound, broken = _by_checksum(directory, report, quantized)
+    source = _labelled_batches(record, data, floating)
+    notes: list[str] = []
+    if source is None:
+        notes.append(
+            f"the data ({record.data}) is not here: checked on the run's {len(probe.pixels)} probe images, "
+            "without accuracy; --data DIR gives it"
+        )
+        progress.note(notes[-1])
+        source = _probe_batches(probe)
+    total, batches = source
+    with progress.stage("verify", total) as advance:
+        proofs = prove(
+            sound,
+            quantized,
+            FloatExecutor(floating).run,
+            "float graph",
+            batches,
+            record.parity_images,
+            record.emulated_images,
+            advance,
+        )
+    _check_probe(quantized, probe)
+    proofs.artifacts.extend(broken)
+    return Verification(report, proofs, not notes, tuple(notes))
+
+
+def _by_checksum(directory: Path, report: Report, quantized: Graph) -> tuple[dict[Target, Path], list[Proof]]:
+    """Artifacts whose bytes are the run's, and proofs of the others' failure.
+
+    A changed file is read back, to name the tensor, but it is not run: a damaged file can crash a runtime.
+    """
+    sound: dict[Target, Path] = {}
+    broken: list[Proof] = []
+    for entry in report.artifacts:
+        target = TARGETS.get(entry.target)
+        if target is None:
+            raise InputError(f"{directory}/report.json: unknown target {entry.target!r}")
+        path = directory / Path(entry.path).name
+        if not path.exists():
+            broken.append(Proof(target, path, failures=[f"{path}: missing"]))
+        elif sha256_of(path) == entry.sha256:
+            sound[target] = path
+        else:
+            broken.append(_changed(target, path, quantized))
+    return sound, broken
+
+
+def _changed(target: Target, path: Path, quantized: Graph) -> Proof:
+    proof = Proof(target, path)
+    read_back(proof, quantized)
+    proof.failures.append(
+        f"{path.name}: its bytes are not those that the run wrote (sha256 differs); not run"
+    )
+    return proof
+
+
+def _labelled_batches(
+    record: EvaluationRecord, data: str | None, graph: Graph
+) -> tuple[int, Iterator[tuple[Pixels, Labels]]] | None:
+    """The images of the run, or None where its data is not here. A wrong --data is an error."""
+    try:
+        images = open_images(data or record.data)
+    except InputError:
+        if data is not None:
+            raise
+        return None
+    if images.fingerprint != record.fingerprint:
+        raise InputError(f"{images.source}: not the images of this run (their names or sizes differ)")
+    if images.classes != graph.labels:
+        raise InputError(f"{images.source}: its classes are not those of the run")
+    split = images.split("val")
+    chosen = split.order(record.seed)[: record.images]
+    preprocess = Preprocess.from_json(record.preprocess)
+    batches = split.batches(chosen, preprocess, record.batch, record.skip_corrupt)
+    return len(chosen), ((batch.pixels, batch.labels) for batch in batches)
+
+
+def _probe_batches(probe: Probe) -> tuple[int, Iterator[tuple[Pixels, Labels]]]:
+    unknown = np.full(len(probe.pixels), -1, np.int64)
+    return len(probe.pixels), iter([(probe.pixels, unknown)])
+
+
+def _check_probe(quantized: Graph, probe: Probe) -> None:
+    """The graph still means what it meant when the run was made."""
+    if not np.array_equal(ReferenceExecutor(quantized).run(probe.pixels), probe.logits):
+        raise InputError(
+            "the graph in graph/ does not compute the logits that the run recorded: graph/ was changed"
+        )
