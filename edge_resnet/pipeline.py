@@ -166,7 +166,7 @@ def _run(run: Run, work: Path, command: str) -> RunResult:
         run.note(
             f"{len(validation.skipped)} corrupt images were skipped, for example {validation.skipped[0]}"
         )
-    report = assemble_report(run, proofs, benchmarks, command, work)
+    report = assemble_report(run, proofs, benchmarks, command)
     _write_graphs(run, work / "graph", validation, chosen)
     save_report(report, work)
     _move_into_place(work, run.out)
@@ -187,7 +187,7 @@ def _import(run: Run) -> None:
         if graph.output_shape != (len(classes),):
             raise InputError(
                 f"{run.model.name} answers {'x'.join(map(str, graph.output_shape))} values but the data has "
-                f"{len(classes)} classes ({', '.join(classes[:3])}, ...): weights and data do not belong together"
+                f"{len(classes)} classes ({', '.join(classes[:3])}, ...): not a pair"
             )
         run.floating = simplify(Graph(graph.name, graph.nodes, classes))
 

@@ -188,7 +188,7 @@ def _choose_splits(source: str, found: dict[str, Entries]) -> tuple[Entries, Ent
     if validation and "train" in found:
         return found["train"], found[validation], ()
     if validation:
-        note = f"{source} has no train folder: calibration takes images of {validation}, which evaluation uses too"
+        note = f"{source} has no train folder: calibration shares the images of {validation}"
         return found[validation], found[validation], (note,)
     if "train" in found:
         raise InputError(f"{source}: has train but no val or test folder; accuracy needs images kept apart")

@@ -1,0 +1,162 @@
+"""From what a run saw to its report."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from edge_resnet.benchmark.local import BenchmarkResult
+from edge_resnet.benchmark.statistics import paired_difference, wilson_interval
+from edge_resnet.cpu import this_cpu
+from edge_resnet.files import sha256_of, size_of
+from edge_resnet.report import schema
+from edge_resnet.verify.evaluate import Outcome
+from edge_resnet.verify.parity import ParityTally
+from edge_resnet.verify.prove import Proof, Proofs
+
+if TYPE_CHECKING:
+    from edge_resnet.pipeline import Run
+
+__all__ = ["assemble_report"]
+
+_PACKAGES = (
+    "edge-resnet",
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "ai-edge-litert",
+    "coremltools",
+    "pillow",
+)
+
+
+def assemble_report(
+    run: Run, proofs: Proofs, benchmarks: Mapping[str, BenchmarkResult], command: str
+) -> schema.Report:
+    """All that report.json holds; artifacts are read from where the proofs found them."""
+    assert run.floating is not None
+    assert run.quantized is not None
+    model = run.model
+    validation = run.images.split("val")
+    return schema.Report(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        recipe=run.recipe.model_dump(mode="json"),
+        environment=_environment(),
+        model=schema.Model(
+            name=model.name,
+            source=model.source,
+            weights_sha256=model.weights_sha256,
+            input_shape=[1, *run.floating.input.shape],
+            params=sum(parameter.numel() for parameter in model.module.parameters()),
+            macs=run.floating.macs,
+        ),
+        baseline=_baseline(proofs.baseline),
+        compressed=schema.Compressed(params=run.quantized.params, macs=run.quantized.macs),
+        stages=[schema.Stage(name=s.name, seconds=round(s.seconds, 3), resumed=False) for s in run.stages],
+        artifacts=[
+            _artifact(proof, proofs.baseline, benchmarks.get(proof.target.name)) for proof in proofs.artifacts
+        ],
+        data={
+            "source": run.images.source,
+            "classes": list(run.images.classes),
+            "n_train": len(run.images.split("train")),
+            "n_val": len(validation),
+            "fingerprint": run.images.fingerprint,
+        },
+        preprocess=run.preprocess.to_json(),
+        notes=list(run.notes),
+    )
+
+
+def _environment() -> schema.Environment:
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return schema.Environment(
+        python=sys.version.split()[0], packages=packages, cpu=this_cpu().name, os=platform.platform()
+    )
+
+
+def _baseline(outcome: Outcome | None) -> schema.Baseline:
+    if outcome is None or not len(outcome.top1_correct):
+        return schema.Baseline(top1=None, top5=None, n=0, latency_ms=None)
+    return schema.Baseline(
+        top1=float(outcome.top1_correct.mean()),
+        top5=float(outcome.top5_correct.mean()),
+        n=len(outcome.top1_correct),
+        latency_ms=None,
+    )
+
+
+def _artifact(proof: Proof, baseline: Outcome | None, benchmark: BenchmarkResult | None) -> schema.Artifact:
+    ranges = proof.ranges
+    return schema.Artifact(
+        target=proof.target.name,
+        path=proof.path.name,
+        bytes=size_of(proof.path),
+        sha256=sha256_of(proof.path),
+        ranges=None
+        if ranges is None
+        else schema.Ranges(checked=ranges.checked, equal=ranges.equal, mismatches=list(ranges.mismatches)),
+        parity=_parity(proof.parity),
+        accuracy=_accuracy(proof, baseline),
+        benchmarks=[] if benchmark is None else [schema.Benchmark.model_validate(benchmark.to_json())],
+        cross_parity=_cross_parity(proof.outcome),
+        failures=list(proof.failures),
+        notes=list(proof.warnings),
+    )
+
+
+def _parity(tally: ParityTally | None) -> schema.Parity | None:
+    if tally is None or not tally.n:
+        return None
+    return schema.Parity(
+        against=tally.against,
+        n=tally.n,
+        identical=tally.identical,
+        top1_agreement=tally.top1_agreement,
+        max_lsb=tally.max_lsb,
+        mean_lsb=tally.mean_lsb,
+        lsb_histogram={str(lsb): count for lsb, count in sorted(tally.histogram.items())},
+        max_abs=tally.max_abs,
+    )
+
+
+def _cross_parity(outcome: Outcome | None) -> list[schema.CrossParity]:
+    if outcome is None:
+        return []
+    return [
+        schema.CrossParity(
+            against=name, n=tally.n, identical=tally.identical, top1_agreement=tally.top1_agreement
+        )
+        for name, tally in sorted(outcome.cross.items())
+    ]
+
+
+def _accuracy(proof: Proof, baseline: Outcome | None) -> schema.Accuracy | None:
+    outcome, runner = proof.outcome, proof.runner
+    if outcome is None or runner is None or baseline is None or not len(outcome.top1_correct):
+        return None
+    correct = outcome.top1_correct
+    n = len(correct)
+    delta, low, high = paired_difference(baseline.top1_correct[:n], correct)
+    return schema.Accuracy(
+        runtime=runner.runtime,
+        top1=float(correct.mean()),
+        top5=float(outcome.top5_correct.mean()),
+        n=n,
+        ci95=wilson_interval(int(correct.sum()), n),
+        delta=delta,
+        delta_ci95=(low, high),
+        kind=schema.Kind.EMULATED if runner.emulated else schema.Kind.MEASURED,
+        runtime_version=runner.version,
+    )
