@@ -58,7 +58,8 @@ def saturation_warning(cpu: Cpu) -> str:
     """One line for people whose .onnx file meets such a CPU."""
     return (
         f"this CPU ({cpu.name}) has AVX2 without VNNI: ONNX Runtime's int8 sums saturate in 16 bits here. "
-        "The file is right; LiteRT is not affected, and the session setting session.x64quantprecision=1 avoids it."
+        "The file is right, and LiteRT is not affected; the session setting "
+        "session.x64quantprecision avoids it."
     )
 
 

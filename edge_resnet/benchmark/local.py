@@ -142,9 +142,8 @@ def _warm_up(run: Callable[[int], list[float]], settings: BenchmarkSettings) -> 
 def _result(worker: _Worker, latencies: list[float], threads: int, load: float | None) -> BenchmarkResult:
     summary = latency_summary(latencies)
     hello = worker.hello
-    notes = [
-        f"of the peak memory, {hello['rss_before_bytes'] / 2**20:.0f} MiB were Python and the runtime before loading"
-    ]
+    before = hello["rss_before_bytes"] / 2**20
+    notes = [f"of the peak memory, {before:.0f} MiB were there before the model was loaded"]
     spread = (summary["p95"] - summary["p50"]) / summary["p50"]
     if spread > _NOISY_SPREAD:
         notes.append(f"noisy: p95 is {spread:.0%} above the median")

@@ -28,7 +28,8 @@ def paired_difference(base: NDArray[np.bool_], new: NDArray[np.bool_]) -> tuple[
     """new - base accuracy on the same images, and its 95 % interval.
 
     The interval is Agresti and Min's: Wald's for matched pairs, with half a count added to each cell
-    ("Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005).
+    ("Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24,
+    2005).
     """
     n = len(base)
     if n == 0 or len(new) != n:

@@ -5,7 +5,7 @@
 A program, not a module of the package: it needs the standard library, numpy and one runtime, so that it can
 run on a board that has nothing else. It answers in JSON lines:
 
-    at start      {"runtime", "version", "import_ms", "cold_start_ms", "rss_before_bytes", "peak_memory_bytes"}
+    at start      {"version", "import_ms", "cold_start_ms", "rss_before_bytes", "peak_memory_bytes"}
     {"run": n}    {"latency_ns": [n numbers], "peak_memory_bytes"}
     {"quit": 1}   ends
     an error      {"error": "..."} and exit code 3
@@ -59,7 +59,6 @@ def _start(artifact: str, runtime: str, threads: int) -> Infer:
     infer()
     cold = time.perf_counter_ns()
     _answer(
-        runtime=runtime,
         version=version,
         import_ms=(imported - begun) / 1e6,
         cold_start_ms=(cold - imported) / 1e6,
@@ -129,7 +128,8 @@ _RUNTIMES: dict[str, Callable[[], tuple[str, Callable[[str, int], Infer]]]] = {
 
 def _image(shape: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, np.dtype[Any]]:
     pixels = np.random.default_rng(_SEED).integers(0, 256, shape)
-    return (pixels - 128 if dtype == np.int8 else pixels).astype(dtype)
+    image: np.ndarray[Any, np.dtype[Any]] = (pixels - 128 if dtype == np.int8 else pixels).astype(dtype)
+    return image
 
 
 def _resident() -> int:

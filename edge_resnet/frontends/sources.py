@@ -131,8 +131,8 @@ def _source_of(model: str) -> _Source:
         return _timm(rest)
     if Path(model).suffix in _OTHER_FORMATS:
         raise InputError(
-            f"{model}: this version reads torch modules, not {Path(model).suffix} files; give torchvision:NAME, "
-            "timm:NAME or path/to/file.py:callable (a function that returns the nn.Module), with --weights"
+            f"{model}: this version reads torch modules, not {Path(model).suffix} files; give "
+            "torchvision:NAME, timm:NAME or path/to/file.py:callable (it returns the nn.Module), with --weights"
         )
     if rest:
         return _user_code(prefix, rest)

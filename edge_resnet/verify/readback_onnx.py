@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edge_resnet.errors import VerificationError
+from edge_resnet.errors import GraphError, VerificationError
 from edge_resnet.graph.nodes import QuantParams
 from edge_resnet.verify.contents import ArtifactContents, StoredWeights
 
@@ -29,6 +29,8 @@ def read_onnx(path: Path) -> ArtifactContents:
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise VerificationError(f"{path}: damaged ONNX file: {reason}") from error
+    except GraphError as error:  # a scale or a zero point that cannot be
+        raise VerificationError(f"{path}: {error}") from error
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise VerificationError(f"{path}: damaged ONNX file: {type(error).__name__}: {error}") from error
 

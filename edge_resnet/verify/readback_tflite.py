@@ -9,7 +9,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from edge_resnet.errors import EdgeResnetError, VerificationError
+from edge_resnet.errors import GraphError, VerificationError
 from edge_resnet.graph.nodes import QuantParams
 from edge_resnet.verify.contents import ArtifactContents, StoredWeights
 
@@ -32,8 +32,10 @@ def read_tflite(path: Path) -> ArtifactContents:
             raise VerificationError(f"{path}: not a TFLite file")
         model = schema.ModelT.InitFromPackedBuf(data, 0)
         return _Reader(model).contents()
-    except EdgeResnetError:
+    except VerificationError:
         raise
+    except GraphError as error:  # a scale or a zero point that cannot be
+        raise VerificationError(f"{path}: {error}") from error
     except Exception as error:  # damaged offsets surface as struct, index, type and memory errors alike
         raise VerificationError(f"{path}: damaged TFLite file: {type(error).__name__}: {error}") from error
 

@@ -1,0 +1,300 @@
+"""Graph -> Core ML, an mlprogram for iOS 17 built with coremltools' MIL Builder, without any of its passes.
+
+Names in the program are those of the graph's nodes with every other character turned into `_`; the package's
+metadata maps them back (NAMES_KEY). For a node x:
+
+  x_op, x_relu       what it computes
+  x_quantized, x     its integers, and the real values that they stand for
+  x_weight, x_bias   its weights
+
+The image comes as RGB bytes; the answer is the class label, the probabilities, and the logits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edge_resnet.errors import GraphError
+from edge_resnet.export.coreml_library import import_coremltools, without_progress_bars
+from edge_resnet.files import replace_directory
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.nodes import (
+    Activation,
+    Add,
+    AvgPool,
+    Conv,
+    Flatten,
+    GlobalAvgPool,
+    IntWeights,
+    Linear,
+    MaxPool,
+    Node,
+    Normalize,
+    Pad,
+    PadChannels,
+    Padding,
+    Relu,
+    Subsample,
+)
+
+__all__ = ["NAMES_KEY", "Precision", "write_coreml"]
+
+Precision = Literal["float16", "float32"]
+
+NAMES_KEY = "edge_resnet.names"
+_NAMESPACE = uuid.UUID("6f6c5f0e-6b1e-5f5f-9d3c-0e1b7a2d4c58")
+
+
+def write_coreml(graph: Graph, path: Path, *, precision: Precision, labels: Sequence[str]) -> None:
+    """Write `path`, an .mlpackage, of a quantized or a float graph. The same graph gives the same bytes.
+
+    `precision` is the program's float type: float16 is what the Neural Engine runs. Scales are stored in it,
+    which keeps them exact, since the graph's are exact in float16. Without labels the program has no
+    classifier at its end, only `logits`.
+    Raises MissingToolError without coremltools, GraphError for a node that should have been lowered.
+    """
+    ct = import_coremltools()
+    names = _unique_names(graph)
+    program = _Writer(graph, names, np.dtype(precision).type).program(bool(labels))
+    channels, height, width = graph.input.shape
+    image = ct.ImageType(name="image", shape=(1, channels, height, width), color_layout=ct.colorlayout.RGB)
+    with without_progress_bars():
+        model = ct.convert(
+            program,
+            source="milinternal",
+            convert_to="mlprogram",
+            inputs=[image],
+            minimum_deployment_target=ct.target.iOS17,
+            # No pass: among the default ones is one that rewrites the scales of residual sums.
+            pass_pipeline=ct.PassPipeline.EMPTY,
+            classifier_config=ct.ClassifierConfig(list(labels)) if labels else None,
+            skip_model_load=True,
+        )
+    spec = model.get_spec()
+    metadata = spec.description.metadata
+    metadata.userDefined.clear()  # holds the date of conversion
+    metadata.userDefined[NAMES_KEY] = json.dumps({mil: name for name, mil in names.items()})
+    metadata.shortDescription = f"{graph.name}, written by edge-resnet"
+    _write_package(spec.SerializeToString(deterministic=True), Path(model.weights_dir), path)
+
+
+def _write_package(spec: bytes, weights: Path, path: Path) -> None:
+    """The package's folder, complete before it takes its name, with identifiers that do not change."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        data = temporary / "Data" / "com.apple.CoreML"
+        data.mkdir(parents=True)
+        (data / "model.mlmodel").write_bytes(spec)
+        shutil.copytree(weights, data / "weights", copy_function=shutil.copyfile)
+        items = {
+            str(uuid.uuid5(_NAMESPACE, name)).upper(): {
+                "author": "com.apple.CoreML",
+                "description": f"CoreML Model {description}",
+                "name": name,
+                "path": f"com.apple.CoreML/{name}",
+            }
+            for name, description in (("model.mlmodel", "Specification"), ("weights", "Weights"))
+        }
+        manifest = {
+            "fileFormatVersion": "1.0.0",
+            "itemInfoEntries": items,
+            "rootModelIdentifier": next(iter(items)),
+        }
+        (temporary / "Manifest.json").write_text(json.dumps(manifest, indent=4) + "\n")
+        temporary.chmod(0o755)
+        replace_directory(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unique_names(graph: Graph) -> dict[str, str]:
+    """Node name -> its name in the program."""
+    names: dict[str, str] = {}
+    used: set[str] = set()
+    for node in graph.nodes:
+        base = re.sub(r"\W", "_", node.name, flags=re.ASCII)
+        mil = base if base[0].isalpha() or base[0] == "_" else f"_{base}"
+        while mil in used:
+            mil += "_"
+        used.add(mil)
+        names[node.name] = mil
+    return names
+
+
+class _Writer:
+    """Adds each node's operations; `made` maps a node to the variable that its readers take."""
+
+    def __init__(self, graph: Graph, names: dict[str, str], dtype: Any) -> None:
+        from coremltools.converters.mil import Builder
+
+        self.mb = Builder
+        self.graph = graph
+        self.names = names
+        self.dtype = dtype
+        self.quantized = graph.is_quantized
+        self.made: dict[str, Any] = {}
+
+    def program(self, classifier: bool) -> Any:
+        import coremltools as ct
+        from coremltools.converters.mil.mil import Function, Program, types
+
+        mb, shape = self.mb, (1, *self.graph.input.shape)
+        program = Program()
+        with Function(
+            {"image": mb.placeholder(shape, dtype=types.fp32)}, opset_version=ct.target.iOS17
+        ) as main:
+            self._input(main.inputs["image"])
+            for node in self.graph.nodes[1:]:
+                if type(node) not in _WRITERS:
+                    raise GraphError(
+                        f"node {node.name!r} ({type(node).__name__}) must be lowered before export"
+                    )
+                _WRITERS[type(node)](self, node)
+            output = mb.identity(x=self.made[self.graph.output.name], name="logits")
+            if classifier:
+                main.set_outputs([mb.softmax(x=output, axis=-1, name="probabilities"), output])
+            else:
+                main.set_outputs([output])
+        program.add_function("main", main)
+        return program
+
+    def _input(self, image: Any) -> None:
+        """The image's real values. Subtracting bytes and scaling by a power of two is exact in float16."""
+        node, mb = self.graph.input, self.mb
+        if node.quant is None:
+            self.made[node.name] = image  # cast behind the normalization, whose mean float16 would round
+            if not any(isinstance(reader, Normalize) for reader in self.graph.consumers[node.name]):
+                self.made[node.name] = self._cast(image, f"{self.names[node.name]}_cast")
+            return
+        x = self._cast(image, f"{self.names[node.name]}_cast")
+        x = mb.sub(x=x, y=self.dtype(128 + node.quant.zero_point), name=f"{self.names[node.name]}_centred")
+        x = mb.mul(x=x, y=self.dtype(node.quant.scale), name=f"{self.names[node.name]}_real")
+        self._quantize(node, x)
+
+    def _cast(self, value: Any, name: str) -> Any:
+        return value if self.dtype is np.float32 else self.mb.cast(x=value, dtype="fp16", name=name)
+
+    def _quantize(self, node: Node, value: Any) -> None:
+        mil, quant = self.names[node.name], node.quant
+        assert quant is not None
+        parameters = {"scale": self.dtype(quant.scale), "zero_point": np.int8(quant.zero_point)}
+        integers = self.mb.quantize(input=value, output_dtype="int8", name=f"{mil}_quantized", **parameters)
+        self.made[node.name] = self.mb.dequantize(input=integers, name=mil, **parameters)
+
+    # What the node writers use.
+
+    def emit(self, node: Node, operation: Callable[..., Any], **values: Any) -> None:
+        """The operation, then its ReLU, then its integers."""
+        mil = self.names[node.name]
+        relu = getattr(node, "activation", Activation.NONE) is Activation.RELU
+        last = mil if not self.quantized else ""
+        value = operation(name=f"{mil}_op" if relu or self.quantized else last, **values)
+        if relu:
+            value = self.mb.relu(x=value, name=last or f"{mil}_relu")
+        if self.quantized:
+            self._quantize(node, value)
+        else:
+            self.made[node.name] = value
+
+    def source(self, node: Node, index: int = 0) -> Any:
+        return self.made[node.inputs[index]]
+
+    def weights(self, node: Conv | Linear) -> dict[str, Any]:
+        """Weight and bias. Core ML has no integer bias: its real values stand there."""
+        mil, weights = self.names[node.name], node.weights
+        if not isinstance(weights, IntWeights):
+            return {"weight": weights.weight.astype(self.dtype), "bias": weights.bias.astype(self.dtype)}
+        source = self.graph.by_name[node.inputs[0]].quant
+        assert source is not None
+        weight = self.mb.constexpr_affine_dequantize(
+            quantized_data=weights.weight,
+            zero_point=np.zeros(len(weights.scale), np.int8),
+            scale=weights.scale.astype(self.dtype),
+            axis=np.int32(0),
+            name=f"{mil}_weight",
+        )
+        unit = np.float32(source.scale) * weights.scale
+        bias = (weights.bias.astype(np.float64) * unit).astype(self.dtype)
+        return {"weight": weight, "bias": self.mb.const(val=bias, name=f"{mil}_bias")}
+
+
+def _pads(padding: Padding) -> list[int]:
+    return [padding.top, padding.bottom, padding.left, padding.right]
+
+
+def _conv(writer: _Writer, node: Conv) -> None:
+    writer.emit(
+        node,
+        writer.mb.conv,
+        x=writer.source(node),
+        strides=list(node.stride),
+        pad_type="custom",
+        pad=_pads(node.padding),
+        dilations=list(node.dilation),
+        groups=node.groups,
+        **writer.weights(node),
+    )
+
+
+def _max_pool(writer: _Writer, node: MaxPool | Subsample) -> None:
+    kernel, padding = (node.kernel, node.padding) if isinstance(node, MaxPool) else ((1, 1), Padding())
+    writer.emit(
+        node,
+        writer.mb.max_pool,
+        x=writer.source(node),
+        kernel_sizes=list(kernel),
+        strides=list(node.stride),
+        pad_type="custom",
+        pad=_pads(padding),
+    )
+
+
+def _avg_pool(writer: _Writer, node: AvgPool) -> None:
+    writer.emit(
+        node,
+        writer.mb.avg_pool,
+        x=writer.source(node),
+        kernel_sizes=list(node.kernel),
+        strides=list(node.stride),
+        pad_type="valid",
+    )
+
+
+def _zero_pad(writer: _Writer, node: Node, amounts: list[int]) -> None:
+    zero = writer.dtype(0)
+    writer.emit(node, writer.mb.pad, x=writer.source(node), pad=amounts, mode="constant", constant_val=zero)
+
+
+def _normalize(writer: _Writer, node: Normalize) -> None:
+    mil, mb = writer.names[node.name], writer.mb
+    value = mb.sub(x=writer.source(node), y=node.mean[None, :, None, None], name=f"{mil}_centred")
+    if not np.all(node.std == 1):
+        value = mb.real_div(x=value, y=node.std[None, :, None, None], name=f"{mil}_op")
+    writer.made[node.name] = writer._cast(value, mil)
+
+
+_WRITERS: dict[type[Node], Callable[..., None]] = {
+    Normalize: _normalize,
+    Conv: _conv,
+    Linear: lambda w, node: w.emit(node, w.mb.linear, x=w.source(node), **w.weights(node)),
+    Relu: lambda w, node: w.emit(node, w.mb.relu, x=w.source(node)),
+    Add: lambda w, node: w.emit(node, w.mb.add, x=w.source(node, 0), y=w.source(node, 1)),
+    MaxPool: _max_pool,
+    Subsample: _max_pool,
+    AvgPool: _avg_pool,
+    GlobalAvgPool: lambda w, node: w.emit(
+        node, w.mb.reduce_mean, x=w.source(node), axes=[2, 3], keep_dims=True
+    ),
+    PadChannels: lambda w, node: _zero_pad(w, node, [0, 0, node.before, node.after, 0, 0, 0, 0]),
+    Pad: lambda w, node: _zero_pad(w, node, [0, 0, 0, 0, *_pads(node.padding)]),
+    Flatten: lambda w, node: w.emit(node, w.mb.flatten2d, x=w.source(node), axis=1),
+}

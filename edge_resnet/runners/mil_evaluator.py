@@ -1,0 +1,186 @@
+"""Where there is no Core ML: its program, evaluated operation by operation, as MIL's documentation says.
+
+It reads the package from disk and knows nothing of the writer. In a float16 program each operation computes
+in float32 and its result is rounded to float16, the storage type; what Apple's kernels do inside an operation
+is not documented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_resnet.errors import VerificationError
+from edge_resnet.runners.mil_program import read_package
+
+__all__ = ["MilEvaluator"]
+
+Values = dict[str, Any]
+
+
+class MilEvaluator:
+    """Evaluates an .mlpackage on batches, though the program is for one image.
+
+    Raises VerificationError for a damaged package or an operation that is not known here.
+    """
+
+    emulated = True
+
+    def __init__(self, path: Path) -> None:
+        program = read_package(path)
+        self.version = program.version
+        self._steps = [
+            _step(op, path) for op in program.operations if op.op_type not in ("const", "classify")
+        ]
+        half = any(op.op_type == "cast" and str(op.dtype.val) == "fp16" for op in program.operations)
+        self.runtime = f"MIL evaluator ({'float16' if half else 'float32'})"
+
+    @torch.no_grad()
+    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [N, H, W, 3] -> the output `logits`, float32 [N, ...]."""
+        image = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+        values: Values = {"image": image.contiguous(memory_format=torch.channels_last)}
+        for name, function in self._steps:
+            values[name] = function(values)
+        result: NDArray[np.float32] = values["logits"].float().numpy()
+        return result
+
+
+def _step(op: Any, path: Path) -> tuple[str, Callable[[Values], Tensor]]:
+    """The name of the operation's result, and the function that computes it from earlier ones."""
+    if op.op_type not in _FUNCTIONS:
+        raise VerificationError(f"{path}: operation {op.op_type} ({op.name}) is not known to the evaluator")
+    function = _FUNCTIONS[op.op_type](op)
+    half = op.outputs[0].dtype.__name__ == "fp16"
+
+    def run(values: Values) -> Tensor:
+        result = function(values)
+        return result.half().float() if half else result
+
+    return op.outputs[0].name, run
+
+
+def _tensor(variable: Any) -> Callable[[Values], Tensor]:
+    """Reads an input: a constant of the program, or an earlier result."""
+    if variable.val is not None and variable.op.op_type == "const":
+        constant = torch.from_numpy(np.array(variable.val))
+        constant = constant.float() if constant.is_floating_point() else constant
+        return lambda values: constant
+    name = variable.name
+    return lambda values: values[name]
+
+
+def _list(variable: Any) -> list[int]:
+    return [int(value) for value in np.atleast_1d(variable.val)]
+
+
+def _pads(op: Any) -> tuple[int, int, int, int]:
+    """(left, right, top, bottom), as torch wants them; MIL has top, bottom, left, right."""
+    if str(op.pad_type.val) == "valid":
+        return (0, 0, 0, 0)
+    top, bottom, left, right = _list(op.pad)
+    return (left, right, top, bottom)
+
+
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any], Callable[[Values], Tensor]]:
+    def make(op: Any) -> Callable[[Values], Tensor]:
+        x, y = _tensor(op.x), _tensor(op.y)
+        return lambda values: function(x(values), y(values))
+
+    return make
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Callable[[Values], Tensor]]:
+    def make(op: Any) -> Callable[[Values], Tensor]:
+        x = _tensor(op.x)
+        return lambda values: function(x(values))
+
+    return make
+
+
+def _quantize(op: Any) -> Callable[[Values], Tensor]:
+    x, scale, zero = _tensor(op.input), float(op.scale.val), int(op.zero_point.val)
+    return lambda values: (x(values) / scale).round_().add_(zero).clamp_(-128, 127)
+
+
+def _dequantize(op: Any) -> Callable[[Values], Tensor]:
+    x, scale, zero = _tensor(op.input), float(op.scale.val), int(op.zero_point.val)
+    return lambda values: (x(values) - zero) * scale
+
+
+def _constexpr(op: Any) -> Callable[[Values], Tensor]:
+    q, axis = np.array(op.quantized_data.val, np.float32), int(op.axis.val)
+    shape = [-1 if a == axis else 1 for a in range(q.ndim)]
+    scale = np.array(op.scale.val, np.float32).reshape(shape)
+    zero = np.array(op.zero_point.val, np.float32).reshape(shape)
+    weight = torch.from_numpy((q - zero) * scale)
+    return lambda values: weight
+
+
+def _conv(op: Any) -> Callable[[Values], Tensor]:
+    x, weight, bias = _tensor(op.x), _tensor(op.weight), _tensor(op.bias)
+    stride, dilation, groups, pads = _list(op.strides), _list(op.dilations), int(op.groups.val), _pads(op)
+
+    def run(values: Values) -> Tensor:
+        padded = F.pad(x(values), pads) if any(pads) else x(values)
+        return F.conv2d(padded, weight(values), bias(values), stride, 0, dilation, groups)
+
+    return run
+
+
+def _linear(op: Any) -> Callable[[Values], Tensor]:
+    x, weight, bias = _tensor(op.x), _tensor(op.weight), _tensor(op.bias)
+    return lambda values: F.linear(x(values), weight(values), bias(values))
+
+
+def _max_pool(op: Any) -> Callable[[Values], Tensor]:
+    x, kernel, stride, pads = _tensor(op.x), _list(op.kernel_sizes), _list(op.strides), _pads(op)
+    return lambda values: F.max_pool2d(F.pad(x(values), pads, value=-torch.inf), kernel, stride)
+
+
+def _avg_pool(op: Any) -> Callable[[Values], Tensor]:
+    x, kernel, stride = _tensor(op.x), _list(op.kernel_sizes), _list(op.strides)
+    if any(_pads(op)):
+        raise VerificationError(f"operation {op.name}: average pooling with padding is not known here")
+    return lambda values: F.avg_pool2d(x(values), kernel, stride)
+
+
+def _reduce_mean(op: Any) -> Callable[[Values], Tensor]:
+    x, axes, keep = _tensor(op.x), _list(op.axes), bool(op.keep_dims.val)
+    return lambda values: x(values).mean(axes, keepdim=keep)
+
+
+def _pad(op: Any) -> Callable[[Values], Tensor]:
+    x, amounts, fill = _tensor(op.x), _list(op.pad), float(op.constant_val.val)
+    pairs = [amounts[i : i + 2] for i in range(0, len(amounts), 2)]
+    reverse = [amount for pair in reversed(pairs) for amount in pair]  # torch starts at the last axis
+    return lambda values: F.pad(x(values), reverse, value=fill)
+
+
+_FUNCTIONS: dict[str, Callable[[Any], Callable[[Values], Tensor]]] = {
+    "add": _binary(torch.add),
+    "sub": _binary(torch.sub),
+    "mul": _binary(torch.mul),
+    "real_div": _binary(torch.div),
+    "cast": _unary(lambda x: x),  # the result's type does the rounding
+    "identity": _unary(lambda x: x),
+    "relu": _unary(torch.relu),
+    "flatten2d": _unary(lambda x: x.flatten(1)),
+    "softmax": _unary(lambda x: x.softmax(-1)),
+    "quantize": _quantize,
+    "dequantize": _dequantize,
+    "constexpr_affine_dequantize": _constexpr,
+    "conv": _conv,
+    "linear": _linear,
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "reduce_mean": _reduce_mean,
+    "pad": _pad,
+}

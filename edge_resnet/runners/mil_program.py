@@ -1,0 +1,51 @@
+"""A Core ML package, read from disk: its specification and its program, with weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_resnet.errors import VerificationError
+from edge_resnet.export.coreml_library import import_coremltools
+
+__all__ = ["MilProgram", "read_package"]
+
+_DATA = Path("Data") / "com.apple.CoreML"
+
+
+@dataclass(frozen=True)
+class MilProgram:
+    """`operations` of the main function in order; `metadata` is what the writer left in the file."""
+
+    operations: list[Any]
+    outputs: list[str]
+    metadata: dict[str, str]
+    version: str
+
+
+def read_package(path: Path) -> MilProgram:
+    """Load an .mlpackage. Raises VerificationError that names the file when it is damaged."""
+    ct = import_coremltools()
+    model, weights = path / _DATA / "model.mlmodel", path / _DATA / "weights"
+    if not model.is_file() or not (weights / "weight.bin").is_file():
+        raise VerificationError(f"{path}: not a complete Core ML package")
+    try:
+        from coremltools.converters.mil.frontend.milproto import load as milproto
+
+        spec = ct.utils.load_spec(str(model))
+        if spec.WhichOneof("Type") != "mlProgram":
+            raise VerificationError(f"{path}: not an mlprogram")
+        program = milproto.load(spec, spec.specificationVersion, file_weights_dir=str(weights))
+        main = program.functions["main"]
+        return MilProgram(
+            operations=list(main.operations),
+            outputs=[output.name for output in main.outputs],
+            metadata=dict(spec.description.metadata.userDefined),
+            version=str(ct.__version__),
+        )
+    except VerificationError:
+        raise
+    except Exception as error:  # protobuf, the blob reader and MIL each have their own types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise VerificationError(f"{path}: damaged Core ML package: {reason}") from error
