@@ -160,13 +160,14 @@ def _run(run: Run, work: Path, command: str) -> RunResult:
     paths = _export(run, work)
     validation = run.images.split("val")
     chosen = validation.order(run.recipe.seed)[: run.recipe.evaluate.images]
-    proofs = _prove(run, paths, validation, chosen)
-    benchmarks = _benchmark(run, paths)
+    baseline = TorchModuleRunner(run.model.module, run.preprocess)
+    proofs = _prove(run, paths, validation, chosen, baseline)
+    latency, benchmarks = _benchmark(run, paths, baseline)
     if validation.skipped:
         run.note(
             f"{len(validation.skipped)} corrupt images were skipped, for example {validation.skipped[0]}"
         )
-    report = assemble_report(run, proofs, benchmarks, command)
+    report = assemble_report(run, proofs, latency, benchmarks, command)
     _write_graphs(run, work / "graph", validation, chosen)
     save_report(report, work)
     _move_into_place(work, run.out)
@@ -227,10 +228,11 @@ def _export(run: Run, work: Path) -> dict[Target, Path]:
     return paths
 
 
-def _prove(run: Run, paths: dict[Target, Path], split: ImageSplit, chosen: np.ndarray) -> Proofs:
+def _prove(
+    run: Run, paths: dict[Target, Path], split: ImageSplit, chosen: np.ndarray, baseline: TorchModuleRunner
+) -> Proofs:
     assert run.quantized is not None
     settings = run.recipe.evaluate
-    baseline = TorchModuleRunner(run.model.module, run.preprocess)
     with run.stage("verify", len(chosen)) as advance:
         return prove(
             paths,
@@ -247,18 +249,21 @@ def _prove(run: Run, paths: dict[Target, Path], split: ImageSplit, chosen: np.nd
         )
 
 
-def _benchmark(run: Run, paths: dict[Target, Path]) -> dict[str, BenchmarkResult]:
+def _benchmark(
+    run: Run, paths: dict[Target, Path], baseline: TorchModuleRunner
+) -> tuple[dict[str, float] | None, dict[str, BenchmarkResult]]:
+    """Latency of the float model in torch, and what was measured of each artifact."""
+    from edge_resnet.benchmark.baseline import eager_latency
     from edge_resnet.benchmark.local import BenchmarkSettings, benchmark_local
 
     settings = run.recipe.benchmark
     if not settings.runs:
-        return {}
-    with run.stage("benchmark"):
-        return benchmark_local(
-            [(target.name, path) for target, path in paths.items()],
-            settings.threads,
-            BenchmarkSettings(runs=settings.runs),
-        )
+        return None, {}
+    artifacts = [(target.name, path) for target, path in paths.items()]
+    with run.stage("benchmark", len(artifacts) * settings.runs) as advance:
+        latency = eager_latency(baseline.logits, run.preprocess.size, settings.threads)
+        results = benchmark_local(artifacts, settings.threads, BenchmarkSettings(runs=settings.runs), advance)
+    return latency, results
 
 
 def _write_graphs(run: Run, directory: Path, split: ImageSplit, chosen: np.ndarray) -> None:

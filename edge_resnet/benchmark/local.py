@@ -70,9 +70,9 @@ def benchmark_local(
     artifacts: Sequence[tuple[str, Path]],
     threads: int,
     settings: BenchmarkSettings,
-    progress: Callable[[int, int], None] | None = None,
+    advance: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, BenchmarkResult]:
-    """Results by the artifacts' keys. `progress(done, total)` counts timed inferences.
+    """Results by the artifacts' keys. `advance` counts timed inferences.
 
     An artifact whose process fails has a result without figures and a note that says why.
     """
@@ -90,7 +90,7 @@ def benchmark_local(
                 workers[key] = stack.enter_context(_Worker(path, threads, settings.timeout))
             except MissingToolError as error:
                 results[key] = _without_figures(_RUNTIMES[path.suffix][1], threads, str(error))
-        samples = _sample(workers, results, settings, progress)
+        samples = _sample(workers, results, settings, advance)
         for key, latencies in samples.items():
             results[key] = _result(workers[key], latencies, threads, load)
     return {key: results[key] for key, _ in artifacts}
@@ -100,7 +100,7 @@ def _sample(
     workers: dict[str, _Worker],
     results: dict[str, BenchmarkResult],
     settings: BenchmarkSettings,
-    progress: Callable[[int, int], None] | None,
+    advance: Callable[[int], None],
 ) -> dict[str, list[float]]:
     """Milliseconds of each artifact, measured in turns; a process that fails drops out."""
     samples: dict[str, list[float]] = {key: [] for key in workers}
@@ -116,14 +116,12 @@ def _sample(
 
     for key in workers:
         _warm_up(lambda count, key=key: turn(key, count), settings)  # type: ignore[misc]
-    total = settings.runs * len(samples)
     for done in range(0, settings.runs, settings.block):
         for key in list(samples):
             latencies = turn(key, min(settings.block, settings.runs - done))
             if key in samples:
                 samples[key] += latencies
-        if progress is not None:
-            progress(sum(map(len, samples.values())), total)
+            advance(len(latencies))
     return samples
 
 

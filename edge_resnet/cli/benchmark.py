@@ -27,14 +27,7 @@ def run(paths: Sequence[Path], devices: Sequence[str], threads: int, runs: int, 
     artifacts = _artifacts(paths)
     console = error_console()
     with ConsoleProgress(console, quiet=as_json).stage("benchmark", len(artifacts) * runs) as advance:
-        done = 0
-
-        def progress(count: int, total: int) -> None:
-            nonlocal done
-            advance(count - done)
-            done = count
-
-        results = benchmark_local(artifacts, threads, BenchmarkSettings(runs=runs), progress)
+        results = benchmark_local(artifacts, threads, BenchmarkSettings(runs=runs), advance)
     if as_json:
         print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=1))
     else:

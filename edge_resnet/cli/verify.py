@@ -40,6 +40,7 @@ def _row(proof: Proof, labelled: bool) -> dict[str, Any]:
     seen = parity is not None and parity.n > 0
     measured = labelled and outcome is not None and outcome.top1_correct.size > 0
     return {
+        "target": proof.target.name,
         "artifact": proof.path.name,
         "runtime": proof.runner.runtime if proof.runner else None,
         "ranges_checked": proof.ranges.checked if proof.ranges else None,
@@ -65,13 +66,13 @@ def _as_json(result: Verification) -> dict[str, Any]:
 
 def _table(result: Verification) -> Table:
     table = Table(title=None, box=None, pad_edge=False)
-    for heading in ("artifact", "integers", "identical", "top-1 agrees", "images", "top-1", ""):
-        table.add_column(heading, overflow="fold", justify="left" if heading == "artifact" else "right")
+    for heading in ("target", "integers", "identical", "top-1 agrees", "images", "top-1", ""):
+        table.add_column(heading, overflow="fold", justify="left" if heading == "target" else "right")
     for proof in result.proofs.artifacts:
         row = _row(proof, result.labelled)
         ranges = "—" if row["ranges_checked"] is None else f"{row['ranges_equal']}/{row['ranges_checked']}"
         table.add_row(
-            row["artifact"],
+            row["target"],
             ranges,
             _share(row["identical"]),
             _share(row["top1_agreement"]),

@@ -132,7 +132,7 @@ def _source_of(model: str) -> _Source:
     if Path(model).suffix in _OTHER_FORMATS:
         raise InputError(
             f"{model}: this version reads torch modules, not {Path(model).suffix} files; give "
-            "torchvision:NAME, timm:NAME or path/to/file.py:callable (it returns the nn.Module), with --weights"
+            "torchvision:NAME, timm:NAME or path/to/file.py:callable (it returns an nn.Module), and --weights"
         )
     if rest:
         return _user_code(prefix, rest)

@@ -36,7 +36,11 @@ _PACKAGES = (
 
 
 def assemble_report(
-    run: Run, proofs: Proofs, benchmarks: Mapping[str, BenchmarkResult], command: str
+    run: Run,
+    proofs: Proofs,
+    latency: dict[str, float] | None,
+    benchmarks: Mapping[str, BenchmarkResult],
+    command: str,
 ) -> schema.Report:
     """All that report.json holds; artifacts are read from where the proofs found them."""
     assert run.floating is not None
@@ -56,7 +60,7 @@ def assemble_report(
             params=sum(parameter.numel() for parameter in model.module.parameters()),
             macs=run.floating.macs,
         ),
-        baseline=_baseline(proofs.baseline),
+        baseline=_baseline(proofs.baseline, latency),
         compressed=schema.Compressed(params=run.quantized.params, macs=run.quantized.macs),
         stages=[schema.Stage(name=s.name, seconds=round(s.seconds, 3), resumed=False) for s in run.stages],
         artifacts=[
@@ -86,14 +90,14 @@ def _environment() -> schema.Environment:
     )
 
 
-def _baseline(outcome: Outcome | None) -> schema.Baseline:
+def _baseline(outcome: Outcome | None, latency: dict[str, float] | None) -> schema.Baseline:
     if outcome is None or not len(outcome.top1_correct):
-        return schema.Baseline(top1=None, top5=None, n=0, latency_ms=None)
+        return schema.Baseline(top1=None, top5=None, n=0, latency_ms=latency)
     return schema.Baseline(
         top1=float(outcome.top1_correct.mean()),
         top5=float(outcome.top5_correct.mean()),
         n=len(outcome.top1_correct),
-        latency_ms=None,
+        latency_ms=latency,
     )
 
 

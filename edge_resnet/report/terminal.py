@@ -24,10 +24,10 @@ def print_summary(report: Report, console: Console) -> None:
         left = heading in ("target", "how")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
     if report.baseline.top1 is not None:
-        dashes = [NO_FIGURE] * 3
-        table.add_row(
-            "float (torch)", NO_FIGURE, f"{report.baseline.top1:.2%}", *dashes, NO_FIGURE, "measured"
-        )
+        latency = report.baseline.latency_ms
+        p50 = NO_FIGURE if latency is None else f"{latency['p50']:.3g} ms"
+        top1 = f"{report.baseline.top1:.2%}"
+        table.add_row("float (torch)", NO_FIGURE, top1, *[NO_FIGURE] * 3, p50, "measured")
     for row in artifact_rows(report):
         how = "FAILED" if row.failed else row.kind
         ranges = row.ranges.replace(" of ", "/")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 
@@ -23,6 +27,20 @@ class Kernels(Enum):
     REFERENCE = "reference kernels"
 
 
+@contextmanager
+def _quiet_standard_error() -> Iterator[None]:
+    """LiteRT's C++ code announces its delegate on standard error; what goes wrong comes as an exception."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 class LiteRTRunner:
     """A .tflite file with one image input and one output, any of the input and output types of export.
 
@@ -40,10 +58,11 @@ class LiteRTRunner:
         self.version = version("ai-edge-litert")
         resolver = OpResolverType.AUTO if kernels is Kernels.XNNPACK else OpResolverType.BUILTIN_REF
         try:
-            self._interpreter = Interpreter(
-                model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
-            )
-            self._interpreter.allocate_tensors()
+            with _quiet_standard_error():
+                self._interpreter = Interpreter(
+                    model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
+                )
+                self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
             raise VerificationError(f"{path}: LiteRT does not accept the file: {reason}") from error

@@ -18,14 +18,15 @@ class StoredWeights:
     """A convolution's or classifier's integers as they stand in the file, in the graph's axis order.
 
     `weight` int8 [O, I/groups, kh, kw] or [O, I], `scale` float32 [O], `zero_point` int [O] (0 everywhere in
-    this scheme). `bias` [O] is int32, or, in a format without integer biases (Core ML), the float that stands
-    there in the file's own precision.
+    this scheme). `bias` [O] is int32 with its own `bias_scale` in the file, or, in a format without integer
+    biases (Core ML), the float that stands there in the file's own precision.
     """
 
     weight: NDArray[np.int8]
     scale: NDArray[np.float32]
     zero_point: NDArray[np.int64]
     bias: NDArray[Any]
+    bias_scale: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)

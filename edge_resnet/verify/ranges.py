@@ -77,9 +77,9 @@ def _weight_problems(node: Conv | Linear, graph: Graph, found: StoredWeights | N
         weight_problem = f"{node.name}/weight: shape {found.weight.shape}, graph {weights.weight.shape}"
     elif different := np.argwhere(found.weight != weights.weight).tolist():
         at = tuple(different[0])
+        count = f"{len(different)} integers differ, first" if len(different) > 1 else "1 integer differs,"
         weight_problem = (
-            f"{node.name}/weight: {len(different)} integers differ, first at {list(at)}: "
-            f"{found.weight[at]}, graph {weights.weight[at]}"
+            f"{node.name}/weight: {count} at {list(at)}: {found.weight[at]}, graph {weights.weight[at]}"
         )
     elif not np.array_equal(found.scale, weights.scale):
         weight_problem = f"{node.name}/weight: scale differs from the graph's"
@@ -89,11 +89,13 @@ def _weight_problems(node: Conv | Linear, graph: Graph, found: StoredWeights | N
 
 
 def _bias_problem(node: Node, graph: Graph, weights: IntWeights, found: StoredWeights) -> str:
+    source = graph.by_name[node.inputs[0]].quant
+    assert source is not None
+    unit = np.float32(source.scale) * weights.scale
     expected: np.ndarray = weights.bias
+    if found.bias_scale is not None and not np.array_equal(found.bias_scale, unit):
+        return f"{node.name}/bias: scale differs from the graph's"
     if found.bias.dtype.kind == "f":  # a format without integer biases holds their real values
-        source = graph.by_name[node.inputs[0]].quant
-        assert source is not None
-        unit = np.float32(source.scale) * weights.scale
         expected = (weights.bias.astype(np.float64) * unit).astype(found.bias.dtype)
     if found.bias.shape != expected.shape or not np.array_equal(found.bias, expected):
         return f"{node.name}/bias: differs from the graph's"

@@ -72,13 +72,10 @@ class _Reader:
     def _weights(self, node: onnx.NodeProto) -> tuple[str, StoredWeights]:
         weight, scale, zero = self._constant(node.input[1])
         bias, bias_scale, bias_zero = self._constant(node.input[2])
-        source = self.producer[node.input[0]]
-        if not np.array_equal(bias_scale, self.arrays[source.input[1]] * scale):
-            raise VerificationError(f"tensor {node.input[2]!r}: scale is not input scale * weight scale")
         if np.any(bias_zero):
             raise VerificationError(f"tensor {node.input[2]!r}: zero point is not 0")
         name = str(node.input[1]).removesuffix("/weight/dequantized")
-        return name, StoredWeights(weight, scale, zero.astype(np.int64), bias)
+        return name, StoredWeights(weight, scale, zero.astype(np.int64), bias, bias_scale)
 
     def _constant(self, name: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Integers, scale and zero point behind a DequantizeLinear."""

@@ -90,13 +90,11 @@ class _Reader:
             arranged = self._columns_in_graph_order(q, int(op.inputs[0]))
         name = self._name(weight).removesuffix("/weight")
         scale = np.asarray(weight.quantization.scale, np.float32)
-        source = np.float32(self.tensors[op.inputs[0]].quantization.scale[0])
-        if not np.array_equal(np.asarray(bias.quantization.scale, np.float32), source * scale):
-            raise VerificationError(f"tensor {self._name(bias)!r}: scale is not input scale * weight scale")
         if np.any(np.asarray(bias.quantization.zeroPoint)):
             raise VerificationError(f"tensor {self._name(bias)!r}: zero point is not 0")
         zero = np.asarray(weight.quantization.zeroPoint, np.int64)
-        return name, StoredWeights(arranged, scale, zero, self._data(bias))
+        bias_scale = np.asarray(bias.quantization.scale, np.float32)
+        return name, StoredWeights(arranged, scale, zero, self._data(bias), bias_scale)
 
     def _columns_in_graph_order(self, q: NDArray[Any], source: int) -> NDArray[Any]:
         """Behind a reshape of an image, columns are in [H, W, C] order; the graph's are in [C, H, W]."""
