@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_resnet.compress.calibrate import calibrate
-from edge_resnet.compress.quantize import quantize
+from edge_resnet.compression.calibrate import calibrate
+from edge_resnet.compression.quantize import quantize
 from edge_resnet.data.images import ImageData, ImageSplit, open_images
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import InputError

@@ -64,7 +64,7 @@ def _table(results: dict[str, BenchmarkResult]) -> Table:
         memory = result.peak_memory_bytes
         table.add_row(
             Path(name).name,
-            f"{result.runtime} {result.runtime_version}",
+            result.runtime,
             *(f"{latency[key]:.3f}" if latency else "—" for key in ("p50", "p95", "p99")),
             "—" if result.cold_start_ms is None else f"{result.cold_start_ms:.1f}",
             "—" if memory is None else f"{memory / 2**20:.0f}",

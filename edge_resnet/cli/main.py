@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+INTERRUPTED = 130
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h: a defect of ours, not of the user's input
 
 
@@ -35,6 +36,8 @@ def main() -> None:
     debug = "--debug" in arguments
     try:
         result = app([a for a in arguments if a != "--debug"], standalone_mode=False)
+        if result == INTERRUPTED:  # typer turns Ctrl-C into this
+            raise KeyboardInterrupt
         sys.exit(result if isinstance(result, int) else 0)
     except (EdgeResnetError, KeyboardInterrupt, OSError) as error:
         if debug:
@@ -56,7 +59,7 @@ def main() -> None:
 def _explain(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("edge-resnet: interrupted; nothing was left half-written", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     print(f"edge-resnet: {error}", file=sys.stderr)
     return error.exit_code if isinstance(error, EdgeResnetError) else 2
 

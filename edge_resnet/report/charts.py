@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 __all__ = ["accuracy_chart", "bar_chart", "histogram_chart"]
 
-_WIDTH, _LABEL, _ROW = 560, 110, 26
+_WIDTH, _LABEL, _ROW = 360, 92, 26
 
 
 def _svg(height: int, title: str, body: list[str]) -> Markup:
@@ -26,7 +26,7 @@ def bar_chart(rows: Sequence[tuple[str, float, str]]) -> Markup | None:
     if not rows:
         return None
     largest = max(value for _, value, _ in rows) or 1
-    room = _WIDTH - _LABEL - 80
+    room = _WIDTH - _LABEL - 66
     body = []
     for index, (name, value, words) in enumerate(rows):
         y, length = index * _ROW, max(1.0, room * value / largest)

@@ -29,7 +29,8 @@ def calibrate(graph: Graph, batches: Iterable[NDArray[np.uint8]]) -> Ranges:
     def observe(name: str, value: Tensor) -> None:
         low, high = torch.aminmax(value)
         least, largest = ranges[name]
-        ranges[name] = (min(least, float(low)), max(largest, float(high)))
+        # numpy's minimum keeps a NaN; Python's min would lose it.
+        ranges[name] = (float(np.minimum(least, float(low))), float(np.maximum(largest, float(high))))
 
     executor = FloatExecutor(graph)
     count = 0

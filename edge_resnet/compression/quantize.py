@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_resnet.compress.calibrate import Ranges
+from edge_resnet.compression.calibrate import Ranges
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Conv, FloatWeights, IntWeights, Linear, Node, QuantParams
@@ -76,10 +76,10 @@ def quantize_weights(weights: FloatWeights, input_scale: float) -> IntWeights:
 def snap_scale(scale: NDArray[np.float64] | float) -> NDArray[np.float32]:
     """The next float16 number at or above each scale, at least MIN_SCALE, as float32."""
     scale = np.maximum(np.asarray(scale, np.float64), MIN_SCALE)
+    if scale.max() > np.finfo(np.float16).max:
+        raise GraphError("a tensor's range is too large for a float16 scale (over 65504)")
     half = scale.astype(np.float16)
     half = np.where(half.astype(np.float64) < scale, np.nextafter(half, np.float16(np.inf)), half)
-    if not np.isfinite(half).all():
-        raise GraphError("a tensor's range is too large for a float16 scale (over 65504)")
     return np.asarray(half, np.float32)
 
 

@@ -1,1 +1,0 @@
-"""What makes a model smaller: calibration and quantization (pruning, QAT and distillation follow)."""

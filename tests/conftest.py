@@ -1,0 +1,82 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_resnet.compression.calibrate import calibrate
+from edge_resnet.compression.quantize import quantize
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.passes import fold_normalization_into_input, lower_average_pools, simplify
+from tests.random_graphs import random_graph, random_pixels
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The project's real models and images, which users do not have."""
+    here = Path(__file__).resolve().parent.parent
+    folder = Path(os.environ.get("EDGE_RESNET_DATA", here.parent / "shared" / "data"))
+    if not (folder / "cifar10-jpeg.zip").exists():
+        pytest.skip(
+            "no real data: set EDGE_RESNET_DATA to the folder that holds cifar10-jpeg.zip and the weights"
+        )
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Three classes of small pictures, told apart by their colour; train 8 and val 5 of each."""
+    return write_image_folder(tmp_path / "images", ("blue", "green", "red"))
+
+
+def write_image_folder(folder: Path, classes: tuple[str, ...], size: int = 40) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 5)):
+        for number, name in enumerate(classes):
+            directory = folder / split / name
+            directory.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 120, (size, size + 8, 3), np.uint8)
+                pixels[..., 2 - number % 3] += 100
+                Image.fromarray(pixels).save(directory / f"{index}.{'png' if index % 2 else 'jpg'}")
+    return folder
+
+
+def quantized(graph: Graph, seed: int = 0) -> Graph:
+    """The graph in integers, calibrated on random pixels."""
+    ready = fold_normalization_into_input(lower_average_pools(simplify(graph)))
+    return quantize(ready, calibrate(ready, [random_pixels(ready, 8, seed)]))
+
+
+@pytest.fixture(scope="session")
+def small_graph() -> Graph:
+    return random_graph(seed=3, blocks=3)
+
+
+@pytest.fixture(scope="session")
+def small_quantized(small_graph: Graph) -> Graph:
+    return quantized(small_graph)
+
+
+@pytest.fixture
+def edge_resnet(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process: edge_resnet("compress", ...) -> (exit code, stdout, stderr)."""
+    from edge_resnet.cli.main import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        monkeypatch.setattr("sys.argv", ["edge-resnet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capfd.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
