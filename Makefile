@@ -1,0 +1,41 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+# PYTHON picks the interpreter (3.11 or newer); pip's own settings (indexes, proxies) are honoured.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/edge-resnet compress demo --target tflite-int8 --target onnx-int8 --target coreml-int8 --out runs/demo
+
+test: $(VENV)/.test lint
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(VENV)/.test lint
+	-./tests/install_browser.sh
+	$(BIN)/pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Reruns every table under benchmarks/ (about ten minutes; needs the real data, see benchmarks/README.md).
+bench: $(VENV)/.test
+	for script in startup export_time identity coreml_precision whole_command; do \
+		$(BIN)/python -m benchmarks.$$script || exit 1; done
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edge-resnet needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
