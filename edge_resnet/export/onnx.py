@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.graph import Graph
@@ -66,8 +66,7 @@ class _Writer:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.quantized = graph.is_quantized
-        self.operators: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
+        self.proto = onnx.ModelProto(ir_version=_IR_VERSION, producer_name="edge-resnet")
         self.made: dict[str, str] = {}
 
     def model(self) -> onnx.ModelProto:
@@ -76,28 +75,14 @@ class _Writer:
             if type(node) not in _WRITERS:
                 raise GraphError(f"node {node.name!r} ({type(node).__name__}) must be lowered before export")
             _WRITERS[type(node)](self, node)
-        self.operator("Identity", [self.made[self.graph.output.name]], "logits")
-        model = helper.make_model(
-            helper.make_graph(
-                self._without_identity(),
-                self.graph.name,
-                [_value("image", TensorProto.UINT8, self.graph.input.shape)],
-                [_value("logits", TensorProto.FLOAT, self.graph.output_shape)],
-                initializer=self.initializers,
-            ),
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=_IR_VERSION,
-            producer_name="edge-resnet",
-        )
+        self.proto.graph.node[-1].output[0] = "logits"
+        self.proto.graph.name = self.graph.name
+        self.proto.graph.input.append(_value("image", TensorProto.UINT8, self.graph.input.shape))
+        self.proto.graph.output.append(_value("logits", TensorProto.FLOAT, self.graph.output_shape))
+        self.proto.opset_import.append(helper.make_opsetid("", OPSET))
         if self.graph.labels:
-            helper.set_model_props(model, {"labels": "\n".join(self.graph.labels)})
-        return model
-
-    def _without_identity(self) -> list[onnx.NodeProto]:
-        """Let the last real operator write `logits` itself."""
-        last, identity = self.operators[-2], self.operators[-1]
-        last.output[0] = identity.output[0]
-        return self.operators[:-1]
+            helper.set_model_props(self.proto, {"labels": "\n".join(self.graph.labels)})
+        return self.proto
 
     def _input(self) -> None:
         node = self.graph.input
@@ -111,11 +96,18 @@ class _Writer:
     # What the node writers use.
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
-        self.initializers.append(numpy_helper.from_array(value, name))
+        # In place: each of the library's helpers would copy the weights once more.
+        self.proto.graph.initializer.add(
+            name=name,
+            dims=value.shape,
+            data_type=helper.np_dtype_to_tensor_dtype(value.dtype),
+            raw_data=value.tobytes(),
+        )
         return name
 
     def operator(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.operators.append(helper.make_node(kind, inputs, [output], name=f"{output}:{kind}", **attributes))
+        node = helper.make_node(kind, inputs, [output], name=f"{output}:{kind}", **attributes)
+        self.proto.graph.node.append(node)
         return output
 
     def emit(self, kind: str, node: Node, inputs: list[str], **attributes: Any) -> None:

@@ -56,7 +56,7 @@ class IoType(StrEnum):
     FLOAT32 = "float32"
 
 
-def tflite_bytes(graph: Graph, io: IoType = IoType.UINT8) -> bytes:
+def tflite_bytes(graph: Graph, io: IoType = IoType.UINT8) -> bytearray:
     """The .tflite file of a quantized or a float graph, batch 1 (resizable).
 
     Raises GraphError for a node that should have been lowered, and for int8 ends on a float graph.
@@ -73,7 +73,7 @@ class _Writer:
         self.builder = TfliteBuilder()
         self.made: dict[str, int] = {}
 
-    def write(self, io: IoType) -> bytes:
+    def write(self, io: IoType) -> bytearray:
         first = self._input(io)
         for node in self.graph.nodes[1:]:
             if type(node) not in _WRITERS:

@@ -96,7 +96,7 @@ class TfliteBuilder:
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, type_name)
         self._operators.append(operator)
 
-    def finish(self, name: str, inputs: dict[str, int], outputs: dict[str, int]) -> bytes:
+    def finish(self, name: str, inputs: dict[str, int], outputs: dict[str, int]) -> bytearray:
         """The file's bytes. `inputs` and `outputs` name the ends for apps (signature `serving_default`)."""
         subgraph = schema.SubGraphT()
         subgraph.name = name
@@ -114,7 +114,7 @@ class TfliteBuilder:
         size = sum(buffer.reserve for buffer in self._buffers)
         builder = flatbuffers.Builder(size + 65536 + 1024 * len(self._tensors))
         builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-        return bytes(builder.Output())
+        return builder.Output()  # type: ignore[no-any-return]
 
 
 class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
@@ -125,22 +125,25 @@ class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
 
     def __init__(self, data: NDArray[Any] | None) -> None:
         super().__init__()
-        self.bytes = None if data is None else np.ascontiguousarray(data).tobytes()
+        self.content = (
+            None if data is None else memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+        )
 
     @property
     def reserve(self) -> int:
         """Bytes to set aside in the file, alignment and table included."""
-        return 0 if self.bytes is None else len(self.bytes) + 32
+        return 0 if self.content is None else len(self.content) + 32
 
     def Pack(self, builder: Any) -> Any:  # noqa: N802 (the generated classes' name)
-        if self.bytes is None:
+        if self.content is None:
             schema.BufferStart(builder)
             return schema.BufferEnd(builder)
-        builder.StartVector(1, len(self.bytes), 16)
-        head = builder.Head() - len(self.bytes)
+        size = len(self.content)
+        builder.StartVector(1, size, 16)
+        head = builder.Head() - size
         builder.head = head
-        builder.Bytes[head : head + len(self.bytes)] = self.bytes
-        builder.vectorNumElems = len(self.bytes)
+        builder.Bytes[head : head + size] = self.content
+        builder.vectorNumElems = size
         data = builder.EndVector()
         schema.BufferStart(builder)
         schema.BufferAddData(builder, data)
