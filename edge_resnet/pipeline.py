@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -116,11 +116,16 @@ def compress(
     if parsed.export.tflite_io == "int8" and any(t.suffix == ".tflite" and not t.quantized for t in chosen):
         raise InputError("--io int8 needs an int8 target: a float .tflite has no int8 ends")
     run = _open(model, weights, data, parsed, chosen, out, progress)
+    existed = run.out.exists()
+    check_writable(run.out)
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=run.out))
     try:
         return _run(run, work, command)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if not existed:
+            with suppress(OSError):  # it goes when nothing was put into it
+                run.out.rmdir()
 
 
 def _open(
@@ -143,7 +148,6 @@ def _open(
     preprocess = resolve_preprocess(loaded.preprocess_defaults, recipe.preprocess)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     directory = Path(out) if out else Path("runs") / f"{loaded.name}-{stamp}"
-    check_writable(directory)
     run = Run(recipe, targets, progress, loaded, images, preprocess, directory)
     run.stages.append(StageTime("open", time.perf_counter() - started))
     for note in (*loaded.notes, *images.notes):

@@ -125,9 +125,9 @@ class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
 
     def __init__(self, data: NDArray[Any] | None) -> None:
         super().__init__()
-        self.content = (
-            None if data is None else memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
-        )
+        self.content: memoryview | None = None
+        if data is not None:
+            self.content = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
 
     @property
     def reserve(self) -> int:

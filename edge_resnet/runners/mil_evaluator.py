@@ -36,9 +36,9 @@ class MilEvaluator:
     def __init__(self, path: Path) -> None:
         program = read_package(path)
         self.version = program.version
-        self._steps = [
-            _step(op, path) for op in program.operations if op.op_type not in ("const", "classify")
-        ]
+        operations = [op for op in program.operations if op.op_type not in ("const", "classify")]
+        self._steps = [_step(op, path) for op in operations]
+        self._dead = _dead_after(operations)
         half = any(op.op_type == "cast" and str(op.dtype.val) == "fp16" for op in program.operations)
         self.runtime = f"MIL evaluator ({'float16' if half else 'float32'})"
 
@@ -47,10 +47,23 @@ class MilEvaluator:
         """uint8 [N, H, W, 3] -> the output `logits`, float32 [N, ...]."""
         image = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
         values: Values = {"image": image.contiguous(memory_format=torch.channels_last)}
-        for name, function in self._steps:
+        for (name, function), dead in zip(self._steps, self._dead, strict=True):
             values[name] = function(values)
+            for unread in dead:
+                values.pop(unread, None)
         result: NDArray[np.float32] = values["logits"].float().numpy()
         return result
+
+
+def _dead_after(operations: list[Any]) -> list[list[str]]:
+    """For each operation, the results that nothing reads after it."""
+    last: dict[str, int] = {}
+    for index, op in enumerate(operations):
+        for variable in op.inputs.values():
+            if variable is not None and not isinstance(variable, list | tuple):
+                last[variable.name] = index
+    last["logits"] = len(operations)
+    return [[name for name, at in last.items() if at == index] for index in range(len(operations))]
 
 
 def _step(op: Any, path: Path) -> tuple[str, Callable[[Values], Tensor]]:
