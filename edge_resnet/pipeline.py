@@ -10,8 +10,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,11 @@ import numpy as np
 
 from edge_resnet.compression.calibrate import calibrate
 from edge_resnet.compression.quantize import quantize
-from edge_resnet.data.images import ImageData, ImageSplit, open_images
-from edge_resnet.data.preprocess import Preprocess
+from edge_resnet.data.images import ImageSplit, open_images
 from edge_resnet.errors import InputError
+from edge_resnet.export.coreml_library import import_coremltools
 from edge_resnet.files import check_writable, replace_directory
-from edge_resnet.frontends.sources import LoadedModel, open_model, resolve_preprocess
+from edge_resnet.frontends.sources import open_model, resolve_preprocess
 from edge_resnet.frontends.torch_export import graph_from_module
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import (
@@ -36,6 +36,7 @@ from edge_resnet.graph.passes import (
 from edge_resnet.graph.reference import ReferenceExecutor
 from edge_resnet.progress import Progress, SilentProgress
 from edge_resnet.recipe import Recipe, load_recipe
+from edge_resnet.run import Run, StageTime
 from edge_resnet.run_directory import EvaluationRecord, Probe, write_graph_directory
 from edge_resnet.runners.torch_module import TorchModuleRunner
 from edge_resnet.targets import Target, parse_targets
@@ -57,40 +58,6 @@ class RunResult:
     report: Report
     directory: Path
     failures: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class StageTime:
-    name: str
-    seconds: float
-
-
-@dataclass
-class Run:
-    """What the stages of one run hand on to each other."""
-
-    recipe: Recipe
-    targets: tuple[Target, ...]
-    progress: Progress
-    model: LoadedModel
-    images: ImageData
-    preprocess: Preprocess
-    out: Path
-    stages: list[StageTime] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    floating: Graph | None = None
-    quantized: Graph | None = None
-
-    @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Any]:
-        started = time.perf_counter()
-        with self.progress.stage(name, total) as advance:
-            yield advance
-        self.stages.append(StageTime(name, time.perf_counter() - started))
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-        self.progress.note(text)
 
 
 def compress(
@@ -115,6 +82,8 @@ def compress(
     parsed = load_recipe(recipe, settings)
     if parsed.export.tflite_io == "int8" and any(t.suffix == ".tflite" and not t.quantized for t in chosen):
         raise InputError("--io int8 needs an int8 target: a float .tflite has no int8 ends")
+    if any(target.suffix == ".mlpackage" for target in chosen):
+        import_coremltools()  # not installed: say so before any work
     run = _open(model, weights, data, parsed, chosen, out, progress)
     existed = run.out.exists()
     check_writable(run.out)
@@ -157,7 +126,7 @@ def _open(
 
 def _run(run: Run, work: Path, command: str) -> RunResult:
     from edge_resnet.report.assemble import assemble_report
-    from edge_resnet.report.schema import save_report
+    from edge_resnet.report.save import save_report
 
     _import(run)
     _quantize(run)

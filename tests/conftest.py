@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from edge_resnet.compression.calibrate import calibrate
@@ -15,6 +16,10 @@ from edge_resnet.compression.quantize import quantize
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import fold_normalization_into_input, lower_average_pools, simplify
 from tests.random_graphs import random_graph, random_pixels
+
+# The same examples in every run: a failure here can be repeated anywhere.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

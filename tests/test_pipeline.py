@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -294,6 +295,16 @@ def test_a_device_that_is_not_there_is_exit_3(edge_resnet: Command, finished: Pa
     code, _, err = edge_resnet("benchmark", finished, "--device", "adb://X")
     assert code == 3
     assert "adb://X" in err
+
+
+def test_a_missing_library_is_exit_3(edge_resnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "coremltools" else real(name)
+    )
+    code, _, err = edge_resnet("compress", "demo", "--target", "coreml-int8")
+    assert code == 3
+    assert "pip install coremltools" in err
 
 
 def test_benchmark_inspect_and_lists(edge_resnet: Command, finished: Path) -> None:

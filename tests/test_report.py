@@ -17,7 +17,8 @@ from edge_resnet.errors import InputError
 from edge_resnet.report import schema
 from edge_resnet.report.html import to_html
 from edge_resnet.report.markdown import to_markdown
-from edge_resnet.report.schema import Report, load_report, save_report
+from edge_resnet.report.save import save_report
+from edge_resnet.report.schema import Report, load_report
 from edge_resnet.report.terminal import print_summary
 
 

@@ -154,11 +154,14 @@ def test_the_users_own_file(tmp_path: Path) -> None:
         "def build():\n    return CifarResNet(8, 3, width=WIDTH)\n"
         "def broken():\n    return 1 / 0\n"
         "def number():\n    return 3\n"
+        "def diverged():\n    model = build()\n    model.linear.bias.data[0] = float('nan')\n    return model\n"
     )
     loaded = open_model(f"{path}:build", None, 3, 0)
     assert loaded.name == "build"
     with pytest.raises(InputError, match=r"ZeroDivisionError: division by zero \(.*mine.py:6\)"):
         open_model(f"{path}:broken", None, None, 0)
+    with pytest.raises(InputError, match=r"tensor 'linear\.bias' holds NaN"):
+        open_model(f"{path}:diverged", None, None, 0)
     with pytest.raises(InputError, match="returned int"):
         open_model(f"{path}:number", None, None, 0)
     with pytest.raises(InputError, match=r"--set preprocess.size=224 --set preprocess.mean=\["):

@@ -9,8 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from edge_resnet.benchmark.local import BenchmarkResult, BenchmarkSettings, benchmark_local
-from edge_resnet.cli.main import error_console
-from edge_resnet.cli.progress import ConsoleProgress
+from edge_resnet.cli.console import ConsoleProgress, error_console
 from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.targets import TARGETS, target_of_file
 

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_resnet.cli.main import error_console
-from edge_resnet.cli.progress import ConsoleProgress
+from edge_resnet.cli.console import ConsoleProgress, error_console
 from edge_resnet.project import PROJECT_FILE, Project, load_project
 
 __all__ = ["run"]

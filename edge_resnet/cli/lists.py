@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from edge_resnet.cli.main import error_console
+from edge_resnet.cli.console import error_console
 from edge_resnet.errors import InputError
 
 __all__ = ["print_models", "print_recipes", "run_doctor"]

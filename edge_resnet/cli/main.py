@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from edge_resnet.errors import EdgeResnetError
 from edge_resnet.version import __version__
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 __all__ = ["app", "main"]
 
@@ -175,10 +172,3 @@ def doctor(json_: JsonOption = False) -> int:
     from edge_resnet.cli.lists import run_doctor
 
     return run_doctor(json_)
-
-
-def error_console() -> Console:
-    """Tables and progress go to standard error; standard output holds results."""
-    from rich.console import Console
-
-    return Console(stderr=True)

@@ -9,8 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from edge_resnet.cli.main import error_console
-from edge_resnet.cli.progress import ConsoleProgress
+from edge_resnet.cli.console import ConsoleProgress, error_console
 from edge_resnet.verify.prove import Proof
 from edge_resnet.verify.verify_run import Verification, verify
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import EdgeResnetError, InputError
 from edge_resnet.files import sha256_of
-from edge_resnet.frontends.weights import load_into, load_state_dict_file
+from edge_resnet.frontends.weights import check_finite, load_into, load_state_dict_file
 from edge_resnet.models.torchvision_models import import_timm, import_torchvision
 from edge_resnet.models.zoo import DEMO_WEIGHTS, ZOO
 
@@ -81,6 +81,7 @@ def open_model(model: str, weights: Path | None, classes_of_data: int | None, se
         notes.append(
             f"no weights were given: {source.name} has random weights (seed {seed}); accuracy means nothing"
         )
+    check_finite(module.state_dict(), model)  # user code may bring weights of its own
     return LoadedModel(module.eval(), source.name, model, digest, source.preprocess, tuple(notes))
 
 

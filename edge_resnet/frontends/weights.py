@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edge_resnet.errors import InputError
 
-__all__ = ["load_into", "load_state_dict_file"]
+__all__ = ["check_finite", "load_into", "load_state_dict_file"]
 
 _PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt")
 _NESTED = ("state_dict", "model", "ema", "model_state_dict", "net", "state_dict_ema", "model_ema")
@@ -43,12 +43,17 @@ def load_state_dict_file(path: Path) -> dict[str, Tensor]:
     else:
         raise InputError(f"{path}: weights are .safetensors or a {'/'.join(_PICKLED[:3])} state dict")
     state = _without_prefix(_unnested(path, values))
+    check_finite(state, str(path))
+    return state
+
+
+def check_finite(state: Mapping[str, Tensor], origin: str) -> None:
+    """Raises InputError that names the first tensor with NaN or infinite values."""
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(
-                f"{path}: tensor {name!r} holds NaN or infinite values; the training diverged there"
+                f"{origin}: tensor {name!r} holds NaN or infinite values; training diverged there"
             )
-    return state
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from edge_resnet.verify.parity import ParityTally
 from edge_resnet.verify.prove import Proof, Proofs
 
 if TYPE_CHECKING:
-    from edge_resnet.pipeline import Run
+    from edge_resnet.run import Run
 
 __all__ = ["assemble_report"]
 

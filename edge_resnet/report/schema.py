@@ -10,7 +10,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_resnet.errors import InputError
-from edge_resnet.files import atomic_write
 
 __all__ = [
     "Accuracy",
@@ -27,7 +26,6 @@ __all__ = [
     "Report",
     "Stage",
     "load_report",
-    "save_report",
 ]
 
 SCHEMA_VERSION = 1
@@ -191,13 +189,3 @@ def load_report(path: Path) -> Report:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise InputError(f"{path}: not a report: {where}: {problem['msg']}") from error
-
-
-def save_report(report: Report, directory: Path) -> None:
-    """Write report.json, report.md and report.html."""
-    from edge_resnet.report.html import to_html
-    from edge_resnet.report.markdown import to_markdown
-
-    atomic_write(directory / "report.md", to_markdown(report))
-    atomic_write(directory / "report.html", to_html(report))
-    atomic_write(directory / "report.json", report.model_dump_json(indent=1) + "\n")

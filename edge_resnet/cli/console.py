@@ -1,4 +1,4 @@
-"""Progress on standard error: a moving bar on a terminal, one line a stage elsewhere."""
+"""Standard error: tables, notes, and progress (a moving bar on a terminal, one line a stage elsewhere)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["ConsoleProgress"]
+__all__ = ["ConsoleProgress", "error_console"]
+
+
+def error_console() -> Console:
+    """Tables and progress go to standard error; standard output holds results."""
+    return Console(stderr=True)
 
 
 class ConsoleProgress:

@@ -1,0 +1,54 @@
+"""What the stages of one run hand on to each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_resnet.data.images import ImageData
+from edge_resnet.data.preprocess import Preprocess
+from edge_resnet.frontends.sources import LoadedModel
+from edge_resnet.graph.graph import Graph
+from edge_resnet.progress import Progress
+from edge_resnet.recipe import Recipe
+from edge_resnet.targets import Target
+
+__all__ = ["Run", "StageTime"]
+
+
+@dataclass(frozen=True)
+class StageTime:
+    name: str
+    seconds: float
+
+
+@dataclass
+class Run:
+    """One run of the pipeline: what was opened, and what the stages have made so far."""
+
+    recipe: Recipe
+    targets: tuple[Target, ...]
+    progress: Progress
+    model: LoadedModel
+    images: ImageData
+    preprocess: Preprocess
+    out: Path
+    stages: list[StageTime] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    floating: Graph | None = None
+    quantized: Graph | None = None
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Any]:
+        started = time.perf_counter()
+        with self.progress.stage(name, total) as advance:
+            yield advance
+        self.stages.append(StageTime(name, time.perf_counter() - started))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self.progress.note(text)
