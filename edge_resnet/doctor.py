@@ -1,13 +1,18 @@
-"""What this machine can do, and the command that adds what it lacks."""
+"""What this machine can do, and the command that adds what it lacks.
+
+Nothing heavy is imported: versions come from the packages' metadata, and that the two runtimes' compiled
+parts load is tried in processes of their own, at the same time.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -22,11 +27,14 @@ if TYPE_CHECKING:
 __all__ = ["Check", "Status", "checks_to_json", "examine", "exit_code", "print_doctor"]
 
 _LEAST_FREE_BYTES = 2 * 2**30  # a run of ResNet-50 with five targets leaves about 400 MB
+_LEAST_MEMORY_BYTES = 2 * 2**30  # the whole command took 1.7 GiB with ResNet-50, three targets
+_PROBE_SECONDS = 60.0  # a runtime's first import from a cold disk can take ten
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class Status(StrEnum):
     OK = "ok"
-    WARNING = "warning"
+    WARN = "warn"
     MISSING = "missing"
 
 
@@ -42,28 +50,29 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Look at everything; imports nothing heavy into this process."""
-    return [
-        _python(),
-        _package("torch", "import torch", "pip install torch", required=True),
-        _package(
-            "ai-edge-litert",
-            "from ai_edge_litert.interpreter import Interpreter",
-            "pip install ai-edge-litert",
-            required=True,
-        ),
-        _package("onnxruntime", "import onnxruntime", "pip install onnxruntime", required=True),
-        _coreml(),
-        _extra("torchvision", "torchvision:NAME models"),
-        _extra("timm", "timm:NAME models"),
-        _cpu(),
-        _saturation(),
-        _disk(),
-    ]
+    """Look at everything; under a second where the files are in the system's cache."""
+    with ThreadPoolExecutor(2) as pool:
+        litert = pool.submit(
+            _runtime, "ai-edge-litert", "from ai_edge_litert.interpreter import Interpreter as _"
+        )
+        onnx = pool.submit(_runtime, "onnxruntime", "import onnxruntime")
+        before = [_python(), _package("torch", "models and calibration", required=True)]
+        after = [
+            _coreml(),
+            _package("scikit-learn", "the bundled demo's images"),
+            _package("torchvision", "torchvision:NAME models", extra=True),
+            _package("timm", "timm:NAME models", extra=True),
+            _cpu(),
+            _saturation(),
+            _memory(),
+            _disk(),
+            _browser(),
+        ]
+        return [*before, litert.result(), onnx.result(), *after]
 
 
 def exit_code(checks: Sequence[Check]) -> int:
-    """3 when something required is missing."""
+    """3 when something required is missing, else 0."""
     return 3 if any(check.required and check.status is Status.MISSING for check in checks) else 0
 
 
@@ -71,18 +80,26 @@ def checks_to_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
     return [asdict(check) for check in checks]
 
 
-def print_doctor(checks: Sequence[Check], console: Console) -> None:
-    """A table, and below it what to type."""
+def print_doctor(checks: Sequence[Check], console: Console) -> int:
+    """A table, and below it what to type. Returns `exit_code(checks)`."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=False)
-    colours = {Status.OK: "green", Status.WARNING: "yellow", Status.MISSING: "red"}
     for check in checks:
-        table.add_row(f"[{colours[check.status]}]{check.status}[/]", check.name, check.detail)
+        # As Text: a detail may hold brackets, which rich would take for its own markup.
+        table.add_row(Text(check.status, style=_colour(check)), check.name, Text(check.detail))
     console.print(table)
     for check in checks:
         if check.fix and check.status is not Status.OK:
             console.print(f"{check.name}: {check.fix}", markup=False, highlight=False, soft_wrap=True)
+    return exit_code(checks)
+
+
+def _colour(check: Check) -> str:
+    if check.status is Status.OK:
+        return "green"
+    return "red" if check.required and check.status is Status.MISSING else "yellow"
 
 
 def _python() -> Check:
@@ -92,40 +109,53 @@ def _python() -> Check:
     )
 
 
-def _package(name: str, probe: str, fix: str, required: bool = False) -> Check:
+def _package(name: str, what: str, required: bool = False, extra: bool = False) -> Check:
+    """Installed or not, by its metadata; `extra`: this package has an extra of that name."""
+    try:
+        return Check(name, Status.OK, f"{version(name)}, for {what}", required=required)
+    except PackageNotFoundError:
+        fix = f'pip install "edge-resnet[{name}]"' if extra else f"pip install {name}"
+        return Check(name, Status.MISSING, f"not installed; needed for {what}", fix, required)
+
+
+def _runtime(name: str, probe: str) -> Check:
     """Installed, and its compiled part loads (tried in another process)."""
+    fix = f"pip install {name}"
     try:
         installed = version(name)
     except PackageNotFoundError:
-        return Check(name, Status.MISSING, "not installed", fix, required)
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"
-        return Check(name, Status.MISSING, f"{installed}, does not load: {reason}", fix, required)
-    return Check(name, Status.OK, installed, "", required)
+        return Check(name, Status.MISSING, "not installed", fix, required=True)
+    command = [sys.executable, "-c", probe]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {_PROBE_SECONDS:.0f} s"
+    else:
+        if done.returncode == 0:
+            return Check(name, Status.OK, f"{installed}, loads", required=True)
+        lines = done.stderr.strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {done.returncode}"
+    fix = f"pip install --force-reinstall {name}"
+    return Check(name, Status.MISSING, f"{installed}, does not load: {reason}", fix, required=True)
 
 
 def _coreml() -> Check:
-    if importlib.util.find_spec("coremltools") is None:
+    """coremltools writes packages on Linux x86-64 and macOS; only macOS runs them."""
+    try:
+        installed = version("coremltools")
+    except PackageNotFoundError:
+        if sys.platform == "linux" and platform.machine() != "x86_64":
+            detail = f"coremltools has no wheel for Linux on {platform.machine()}: no Core ML targets here"
+            return Check(
+                "Core ML", Status.MISSING, detail, "write Core ML targets on Linux x86-64 or on a Mac"
+            )
         return Check(
-            "Core ML", Status.MISSING, "coremltools has no wheel for Linux on ARM", "pip install coremltools"
+            "Core ML", Status.MISSING, "not installed; needed for Core ML targets", "pip install coremltools"
         )
     if sys.platform == "darwin":
-        return Check("Core ML", Status.OK, f"coremltools {version('coremltools')}, run on this Mac")
-    detail = (
-        f"coremltools {version('coremltools')}: packages are written here and evaluated (emulated), not run"
-    )
-    return Check(
-        "Core ML", Status.WARNING, detail, "run `edge-resnet verify DIR` on a Mac to see them running"
-    )
-
-
-def _extra(name: str, what: str) -> Check:
-    try:
-        return Check(name, Status.OK, f"{version(name)}, for {what}")
-    except PackageNotFoundError:
-        fix = f'pip install "edge-resnet[{name}]"'
-        return Check(name, Status.MISSING, f"not installed; needed for {what}", fix)
+        return Check("Core ML", Status.OK, f"coremltools {installed}, packages run on this Mac")
+    detail = f"coremltools {installed}: packages are written here and evaluated (emulated), not run"
+    return Check("Core ML", Status.WARN, detail, "run `edge-resnet verify DIR` on a Mac to see them running")
 
 
 def _cpu() -> Check:
@@ -138,11 +168,33 @@ def _saturation() -> Check:
     cpu = this_cpu()
     if onnx_runtime_saturates(cpu):
         fix = "run `edge-resnet verify DIR`: it measures the loss on this CPU"
-        return Check("ONNX Runtime int8", Status.WARNING, saturation_warning(cpu), fix)
+        return Check("ONNX Runtime int8", Status.WARN, saturation_warning(cpu), fix)
     return Check("ONNX Runtime int8", Status.OK, "exact on this CPU")
+
+
+def _memory() -> Check:
+    """Physical memory, or a container's limit where that is less."""
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        size = min(size, int(_CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no container, or the word "max"
+        pass
+    enough = size >= _LEAST_MEMORY_BYTES
+    fix = "use fewer targets or smaller images at a time; ResNet-50 wants 2 GiB"
+    return Check("memory", Status.OK if enough else Status.WARN, f"{size / 2**30:.1f} GiB", fix)
 
 
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free
-    status = Status.OK if free >= _LEAST_FREE_BYTES else Status.WARNING
+    status = Status.OK if free >= _LEAST_FREE_BYTES else Status.WARN
     return Check("disk", status, f"{free / 2**30:.1f} GiB free here", "make room, or give --out elsewhere")
+
+
+def _browser() -> Check:
+    """Users need none; one of the project's tests looks at a report as a reader would."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found:
+        return Check("Chromium", Status.OK, "for the project's own test of report.html")
+    fix = "brew install --cask chromium" if sys.platform == "darwin" else "apt-get install chromium"
+    detail = "not found; only the project's own test of report.html uses it"
+    return Check("Chromium", Status.MISSING, detail, fix)

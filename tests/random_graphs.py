@@ -90,7 +90,7 @@ class _Builder:
         channels = self._channels(source)
         pad = kernel // 2
         padding = g.Padding.symmetric(pad, pad)
-        if pad and rng.random() < 0.3:
+        if pad and min(self.shape[1:]) >= kernel and rng.random() < 0.3:
             padding = g.Padding(pad - 1, pad - 1, pad, pad)  # as TensorFlow pads at stride 2
         if padded and pad and rng.random() < 0.5:
             source = self._follow(g.Pad, source, padding=padding)

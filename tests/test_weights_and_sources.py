@@ -154,7 +154,8 @@ def test_the_users_own_file(tmp_path: Path) -> None:
         "def build():\n    return CifarResNet(8, 3, width=WIDTH)\n"
         "def broken():\n    return 1 / 0\n"
         "def number():\n    return 3\n"
-        "def diverged():\n    model = build()\n    model.linear.bias.data[0] = float('nan')\n    return model\n"
+        "def diverged():\n    model = build()\n    model.linear.bias.data[0] = float('nan')\n"
+        "    return model\n"
     )
     loaded = open_model(f"{path}:build", None, 3, 0)
     assert loaded.name == "build"

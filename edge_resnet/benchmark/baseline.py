@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge_resnet.benchmark.statistics import latency_summary
+from edge_resnet.benchmark.timing import latency_summary, seconds_of
 
 __all__ = ["eager_latency"]
 
@@ -30,9 +30,7 @@ def eager_latency(
         samples: list[float] = []
         until = time.perf_counter() + _SECONDS
         while len(samples) < _RUNS and (not samples or time.perf_counter() < until):
-            begun = time.perf_counter()
-            logits(image)
-            samples.append((time.perf_counter() - begun) * 1e3)
+            samples.append(seconds_of(lambda: logits(image)) * 1e3)
     finally:
         torch.set_num_threads(before)
     return latency_summary(samples)

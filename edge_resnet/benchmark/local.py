@@ -7,48 +7,56 @@ machine that slows down slows all artifacts alike.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import queue
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edge_resnet.benchmark.statistics import latency_summary
-from edge_resnet.errors import MissingToolError
+from edge_resnet.benchmark.process import WorkerProcess, worker_command
+from edge_resnet.benchmark.timing import latency_summary, tail, warm_up
+from edge_resnet.cpu import this_cpu
+from edge_resnet.errors import InputError, MissingToolError
 
 __all__ = ["BenchmarkResult", "BenchmarkSettings", "benchmark_local"]
 
-_WORKER = Path(__file__).with_name("worker.py")
+# The worker's name of the runtime, and the report's.
 _RUNTIMES = {".tflite": ("litert", "LiteRT/XNNPACK"), ".onnx": ("onnxruntime", "ONNX Runtime/CPU")}
-# A spread above this share of the median means that something else was running.
-_NOISY_SPREAD = 0.5
+_COREML_SUFFIX = ".mlpackage"
+# A p95 this share above the median means that something else was running, or that the clock changed.
+_NOISY_TAIL = 0.5
 
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """`runs` timed inferences of each artifact, in turns of `block`.
+    """`runs` timed inferences of each artifact, in turns of `block`, each after `settle` untimed ones.
 
-    Warm-up: blocks until a block's median is within `steady` of the one before it, `warmup_blocks` at most.
-    `timeout` bounds each answer of a process, in seconds.
+    Settling: the first inference after another process had the core was measured at 1.2 to 1.6 times the
+    median, the second at 1.04, the third at 1.00 (ResNet-20). Timed, it would be one sample in ten: the p95.
+    Warm-up: blocks until a block's median is within the share `steady` of the one before it,
+    `warmup_blocks` at most. `timeout` bounds each answer of a process, in seconds.
     """
 
     runs: int = 200
     block: int = 10
+    settle: int = 2
     warmup_blocks: int = 10
     steady: float = 0.05
     timeout: float = 120.0
 
+    def __post_init__(self) -> None:
+        if self.runs < 1 or self.block < 1 or self.settle < 0:
+            raise InputError(f"benchmark: {self.runs} runs in blocks of {self.block} cannot be timed")
+
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """One entry of report.json's `benchmarks`. A figure that could not be had is None, with a note."""
+    """One entry of report.json's `benchmarks`. A figure that could not be had is None, with a note.
+
+    Latencies and cold start are in milliseconds for one image, throughput in images a second at batch 1.
+    """
 
     device: str
     runtime: str
@@ -71,168 +79,133 @@ def benchmark_local(
     threads: int,
     settings: BenchmarkSettings,
     advance: Callable[[int], None] = lambda steps: None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, BenchmarkResult]:
-    """Results by the artifacts' keys. `advance` counts timed inferences.
+    """Results by the artifacts' keys, in their order.
 
-    An artifact whose process fails has a result without figures and a note that says why.
+    `advance(steps)` and `progress(done, total)` follow the timed inferences, `runs` for each artifact; those
+    of an artifact that fails count as done. Such an artifact has a result without figures and a note that
+    says why. Raises InputError for a file that no runtime here knows.
     """
+    for _, path in artifacts:
+        if path.suffix not in (*_RUNTIMES, _COREML_SUFFIX):
+            raise InputError(f"{path}: not an artifact ({', '.join((*_RUNTIMES, _COREML_SUFFIX))})")
     load = _load_per_core()
+    step = _steps(len(artifacts) * settings.runs, advance, progress)
     results: dict[str, BenchmarkResult] = {}
     with contextlib.ExitStack() as stack:
-        workers: dict[str, _Worker] = {}
+        workers: dict[str, WorkerProcess] = {}
         for key, path in artifacts:
-            if path.suffix not in _RUNTIMES:
-                results[key] = _without_figures(
-                    "Core ML", threads, "Core ML runs on a Mac only; not measured here"
-                )
-                continue
             try:
-                workers[key] = stack.enter_context(_Worker(path, threads, settings.timeout))
+                workers[key] = stack.enter_context(_open(path, threads, settings.timeout))
             except MissingToolError as error:
-                results[key] = _without_figures(_RUNTIMES[path.suffix][1], threads, str(error))
-        samples = _sample(workers, results, settings, advance)
-        for key, latencies in samples.items():
-            results[key] = _result(workers[key], latencies, threads, load)
+                results[key] = _without_figures(path, threads, str(error))
+                step(settings.runs)
+        samples, lost = _measure(workers, settings, step)
+        for key, path in artifacts:
+            if key in lost:
+                results[key] = _without_figures(path, threads, lost[key])
+            elif key in samples:
+                results[key] = _result(path, workers[key], samples[key], threads, load)
     return {key: results[key] for key, _ in artifacts}
 
 
-def _sample(
-    workers: dict[str, _Worker],
-    results: dict[str, BenchmarkResult],
-    settings: BenchmarkSettings,
-    advance: Callable[[int], None],
-) -> dict[str, list[float]]:
-    """Milliseconds of each artifact, measured in turns; a process that fails drops out."""
+def _open(path: Path, threads: int, timeout: float) -> WorkerProcess:
+    if path.suffix == _COREML_SUFFIX:
+        if sys.platform == "darwin":
+            raise MissingToolError("Core ML is not timed by this version; Xcode's performance report does")
+        raise MissingToolError("Core ML runs on a Mac only; not measured here")
+    return WorkerProcess(worker_command(path, _RUNTIMES[path.suffix][0], threads), path.name, timeout)
+
+
+def _measure(
+    workers: Mapping[str, WorkerProcess], settings: BenchmarkSettings, step: Callable[[int], None]
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Milliseconds of each artifact, measured in turns, and why those that were lost on the way were."""
     samples: dict[str, list[float]] = {key: [] for key in workers}
+    lost: dict[str, str] = {}
 
     def turn(key: str, count: int) -> list[float]:
+        if key in lost:
+            return []
         try:
-            return workers[key].run(count)
+            return workers[key].run(settings.settle + count)[settings.settle :]
         except MissingToolError as error:
-            worker = workers[key]
-            results[key] = _without_figures(worker.runtime, worker.threads, str(error))
-            samples.pop(key, None)
+            lost[key] = str(error)
             return []
 
     for key in workers:
-        _warm_up(lambda count, key=key: turn(key, count), settings)  # type: ignore[misc]
+        warm_up(partial(turn, key, settings.block), settings.warmup_blocks, settings.steady)
     for done in range(0, settings.runs, settings.block):
-        for key in list(samples):
-            latencies = turn(key, min(settings.block, settings.runs - done))
-            if key in samples:
-                samples[key] += latencies
-            advance(len(latencies))
-    return samples
+        count = min(settings.block, settings.runs - done)
+        for key in workers:
+            samples[key] += turn(key, count)
+            step(count)
+    return samples, lost
 
 
-def _warm_up(run: Callable[[int], list[float]], settings: BenchmarkSettings) -> None:
-    before = float("inf")
-    for _ in range(settings.warmup_blocks):
-        latencies = run(settings.block)
-        if not latencies:
-            return
-        median = float(np.median(latencies))
-        if abs(median - before) <= settings.steady * median:
-            return
-        before = median
-
-
-def _result(worker: _Worker, latencies: list[float], threads: int, load: float | None) -> BenchmarkResult:
+def _result(
+    path: Path, worker: WorkerProcess, latencies: Sequence[float], threads: int, load: float | None
+) -> BenchmarkResult:
     summary = latency_summary(latencies)
-    hello = worker.hello
-    before = hello["rss_before_bytes"] / 2**20
-    notes = [f"of the peak memory, {before:.0f} MiB were there before the model was loaded"]
-    spread = (summary["p95"] - summary["p50"]) / summary["p50"]
-    if spread > _NOISY_SPREAD:
-        notes.append(f"noisy: p95 is {spread:.0%} above the median")
-    if load is not None and load > 1:
-        notes.append(f"noisy: the machine's load was {load:.1f} for each core before the start")
     return BenchmarkResult(
         device="local",
-        runtime=worker.runtime,
-        runtime_version=hello["version"],
+        runtime=_RUNTIMES[path.suffix][1],
+        runtime_version=worker.start.version,
         threads=threads,
         kind="measured",
         runs=len(latencies),
         latency_ms=summary,
-        cold_start_ms=hello["cold_start_ms"],
-        peak_memory_bytes=worker.peak_memory,
+        cold_start_ms=worker.start.cold_start_ms,
+        peak_memory_bytes=worker.peak_memory_bytes,
         throughput_per_s=1000 / summary["mean"],
-        notes=notes,
+        notes=[
+            f"of the peak memory {worker.start.rss_before_bytes / 2**20:.0f} MiB were there before the "
+            f"model was loaded; importing the runtime took {worker.start.import_ms:.0f} ms, not in the cold start",
+            *_noise(summary, threads, load),
+        ],
     )
 
 
-def _without_figures(runtime: str, threads: int, reason: str) -> BenchmarkResult:
+def _noise(summary: Mapping[str, float], threads: int, load: float | None) -> list[str]:
+    """What makes these latencies doubtful, a line each."""
+    notes = []
+    if tail(summary) > _NOISY_TAIL:
+        notes.append(
+            f"noisy: p95 is {tail(summary):.0%} above the median; another program ran, "
+            "or the CPU changed its frequency"
+        )
+    if load is not None and load > 1:
+        notes.append(f"noisy: the machine's load was {load:.1f} for each core before the start")
+    if threads > this_cpu().cores:
+        notes.append(f"noisy: {threads} threads shared {this_cpu().cores} cores")
+    return notes
+
+
+def _without_figures(path: Path, threads: int, reason: str) -> BenchmarkResult:
+    runtime = "Core ML" if path.suffix == _COREML_SUFFIX else _RUNTIMES[path.suffix][1]
     return BenchmarkResult("local", runtime, "", threads, "measured", 0, None, None, None, None, [reason])
 
 
+def _steps(
+    total: int, advance: Callable[[int], None], progress: Callable[[int, int], None] | None
+) -> Callable[[int], None]:
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        advance(count)
+        if progress is not None:
+            progress(done, total)
+
+    return step
+
+
 def _load_per_core() -> float | None:
+    """The system's load of the last minute for each of its cores; None where it does not tell."""
     try:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     except OSError:
         return None
-
-
-class _Worker:
-    """A worker process; ends with the `with` block, whatever happens inside."""
-
-    def __init__(self, path: Path, threads: int, timeout: float) -> None:
-        self.path, self.threads, self.timeout = path, threads, timeout
-        name, self.runtime = _RUNTIMES[path.suffix]
-        command = [sys.executable, str(_WORKER), str(path), "--runtime", name, "--threads", str(threads)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-        self.peak_memory = 0
-        try:
-            self.hello = self._answer()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def run(self, count: int) -> list[float]:
-        """Milliseconds of `count` inferences. Raises MissingToolError when the process is lost."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"run": count}) + "\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise MissingToolError(f"{self.path.name}: the benchmark process ended: {error}") from error
-        return [nanoseconds / 1e6 for nanoseconds in self._answer()["latency_ns"]]
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with contextlib.suppress(ValueError):  # closed while reading, at the end
-            for line in self._process.stdout:
-                self._lines.put(line)
-        self._lines.put(None)
-
-    def _answer(self) -> dict[str, Any]:
-        try:
-            line = self._lines.get(timeout=self.timeout)
-        except queue.Empty:
-            raise MissingToolError(f"{self.path.name}: no answer within {self.timeout:.0f} s") from None
-        if line is None:
-            code = self._process.wait()
-            raise MissingToolError(f"{self.path.name}: the benchmark process ended with code {code}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise MissingToolError(f"{self.path.name}: {answer['error']}")
-        self.peak_memory = int(answer["peak_memory_bytes"])
-        return answer

@@ -1,21 +1,24 @@
-"""Intervals for accuracies on a finite number of images, and percentiles of latencies."""
+"""95 % intervals for accuracies that were counted on a finite number of images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from edge_resnet.errors import InputError
 
-__all__ = ["latency_summary", "paired_difference", "wilson_interval"]
+__all__ = ["paired_difference", "wilson_interval"]
 
 _Z95 = 1.959963984540054
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share. Wilson, "Probable inference", JASA 22, 1927."""
+    """95 % score interval (low, high) of the share `correct / n`, within [0, 1].
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the
+    American Statistical Association 22, 1927. Raises InputError when there are no images, or more correct
+    ones than images.
+    """
     if not 0 <= correct <= n or n == 0:
         raise InputError(f"{correct} of {n} images is not a share")
     share, z2 = correct / n, _Z95**2
@@ -24,13 +27,15 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def paired_difference(base: NDArray[np.bool_], new: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """new - base accuracy on the same images, and its 95 % interval.
+def paired_difference(base_correct: ArrayLike, new_correct: ArrayLike) -> tuple[float, float, float]:
+    """new - base accuracy on the same images, and its 95 % interval: (delta, low, high).
 
-    The interval is Agresti and Min's: Wald's for matched pairs, with half a count added to each cell
-    ("Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24,
-    2005).
+    Both are one boolean an image, [N]. The interval is Wald's for matched pairs with half a count added to
+    each of the four cells (`Wald+2`): A. Agresti and Y. Min, "Simple improved confidence intervals for
+    comparing matched proportions", Statistics in Medicine 24, 2005. Raises InputError when the two are not
+    of one length, or empty.
     """
+    base, new = np.asarray(base_correct, bool), np.asarray(new_correct, bool)
     n = len(base)
     if n == 0 or len(new) != n:
         raise InputError(f"cannot pair {n} with {len(new)} images")
@@ -40,10 +45,3 @@ def paired_difference(base: NDArray[np.bool_], new: NDArray[np.bool_]) -> tuple[
     centre = (b - c) / n_adjusted
     half = _Z95 * np.sqrt(b + c - (b - c) ** 2 / n_adjusted) / n_adjusted
     return delta, max(-1.0, float(centre - half)), min(1.0, float(centre + half))
-
-
-def latency_summary(milliseconds: Sequence[float]) -> dict[str, float]:
-    """mean, p50, p95 and p99, as report.json names them."""
-    values = np.asarray(milliseconds, np.float64)
-    p50, p95, p99 = np.percentile(values, (50, 95, 99))
-    return {"mean": float(values.mean()), "p50": float(p50), "p95": float(p95), "p99": float(p99)}

@@ -5,24 +5,27 @@
 A program, not a module of the package: it needs the standard library, numpy and one runtime, so that it can
 run on a board that has nothing else. It answers in JSON lines:
 
-    at start      {"version", "import_ms", "cold_start_ms", "rss_before_bytes", "peak_memory_bytes"}
-    {"run": n}    {"latency_ns": [n numbers], "peak_memory_bytes"}
-    {"quit": 1}   ends
-    an error      {"error": "..."} and exit code 3
+    at start        {"version", "import_ms", "cold_start_ms", "rss_before_bytes", "peak_memory_bytes"}
+    {"run": n}      {"latency_ns": [n numbers], "peak_memory_bytes"}
+    {"quit": true}  ends, as the end of standard input does
+    an error        {"error": "..."} and exit code 3
 
-Cold start is loading the model and its first inference, after the runtime was imported. A latency is one
-inference with its input copied in and its output copied out.
+Cold start is loading the model and its first inference in a new process, after the runtime was imported (the
+file itself may be in the system's cache). `rss_before_bytes` is this process's memory just before that. A
+latency is one inference with its input copied in and its output copied out. The input is pseudo-random, the
+same in every process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -37,31 +40,42 @@ def main() -> int:
     parser.add_argument("--runtime", required=True, choices=sorted(_RUNTIMES))
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    answers = _take_standard_output()
     try:
-        infer = _start(options.artifact, options.runtime, options.threads)
+        infer = _start(answers, options.artifact, options.runtime, options.threads)
         for line in sys.stdin:
             command = json.loads(line)
-            if "quit" in command:
+            if command.get("quit"):
                 break
-            _answer(latency_ns=_timed(infer, int(command["run"])), peak_memory_bytes=_peak_memory())
+            latencies = _timed(infer, int(command["run"]))
+            _answer(answers, latency_ns=latencies, peak_memory_bytes=_peak_memory())
     except Exception as error:  # whatever a runtime raises must reach the other side as a line
-        _answer(error=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        _answer(answers, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
         return 3
     return 0
 
 
-def _start(artifact: str, runtime: str, threads: int) -> Infer:
+def _take_standard_output() -> TextIO:
+    """Keep standard output for the answers: what a runtime's native code prints goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _start(answers: TextIO, artifact: str, runtime: str, threads: int) -> Infer:
     begun = time.perf_counter_ns()
     version, load = _RUNTIMES[runtime]()
     imported = time.perf_counter_ns()
     before = _resident()
+    loading = time.perf_counter_ns()
     infer = load(artifact, threads)
     infer()
     cold = time.perf_counter_ns()
     _answer(
+        answers,
         version=version,
         import_ms=(imported - begun) / 1e6,
-        cold_start_ms=(cold - imported) / 1e6,
+        cold_start_ms=(cold - loading) / 1e6,
         rss_before_bytes=before,
         peak_memory_bytes=_peak_memory(),
     )
@@ -110,6 +124,8 @@ def _onnxruntime() -> tuple[str, Callable[[str, int], Infer]]:
         session = onnxruntime.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
         source = session.get_inputs()[0]
         shape = [size if isinstance(size, int) else 1 for size in source.shape]  # a symbolic batch is 1
+        if source.type not in types:
+            raise ValueError(f"input {source.name!r} is a {source.type}, not one of {', '.join(types)}")
         image = _image(shape, np.dtype(types[source.type]))
 
         def infer() -> None:
@@ -152,8 +168,8 @@ def _peak_memory() -> int:
         return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB
 
 
-def _answer(**values: Any) -> None:
-    print(json.dumps(values), flush=True)
+def _answer(answers: TextIO, **values: Any) -> None:
+    print(json.dumps(values), file=answers, flush=True)
 
 
 if __name__ == "__main__":
