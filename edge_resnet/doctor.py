@@ -6,6 +6,7 @@ parts load is tried in processes of their own, at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -175,12 +176,10 @@ def _saturation() -> Check:
 def _memory() -> Check:
     """Physical memory, or a container's limit where that is less."""
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no container, or the word "max"
         size = min(size, int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no container, or the word "max"
-        pass
     enough = size >= _LEAST_MEMORY_BYTES
-    fix = "use fewer targets or smaller images at a time; ResNet-50 wants 2 GiB"
+    fix = "close other programs, or compress for one --target at a time"
     return Check("memory", Status.OK if enough else Status.WARN, f"{size / 2**30:.1f} GiB", fix)
 
 

@@ -33,8 +33,9 @@ _NOISY_TAIL = 0.5
 class BenchmarkSettings:
     """`runs` timed inferences of each artifact, in turns of `block`, each after `settle` untimed ones.
 
-    Settling: the first inference after another process had the core was measured at 1.2 to 1.6 times the
-    median, the second at 1.04, the third at 1.00 (ResNet-20). Timed, it would be one sample in ten: the p95.
+    Settling: the first inference after another process had the core was measured at 1.2 to 1.7 times the
+    median, the second at 1.01 to 1.07, the third at 1.00 to 1.02 (ResNet-20). Timed, the
+    first would be one sample in ten: the p95.
     Warm-up: blocks until a block's median is within the share `steady` of the one before it,
     `warmup_blocks` at most. `timeout` bounds each answer of a process, in seconds.
     """
@@ -148,21 +149,21 @@ def _measure(
 def _result(
     path: Path, worker: WorkerProcess, latencies: Sequence[float], threads: int, load: float | None
 ) -> BenchmarkResult:
-    summary = latency_summary(latencies)
+    summary, start = latency_summary(latencies), worker.start
     return BenchmarkResult(
         device="local",
         runtime=_RUNTIMES[path.suffix][1],
-        runtime_version=worker.start.version,
+        runtime_version=start.version,
         threads=threads,
         kind="measured",
         runs=len(latencies),
         latency_ms=summary,
-        cold_start_ms=worker.start.cold_start_ms,
+        cold_start_ms=start.cold_start_ms,
         peak_memory_bytes=worker.peak_memory_bytes,
         throughput_per_s=1000 / summary["mean"],
         notes=[
-            f"of the peak memory {worker.start.rss_before_bytes / 2**20:.0f} MiB were there before the "
-            f"model was loaded; importing the runtime took {worker.start.import_ms:.0f} ms, not in the cold start",
+            f"of the peak memory, {start.rss_before_bytes / 2**20:.0f} MiB were there before the model was "
+            f"loaded; importing the runtime took {start.import_ms:.0f} ms, which is not in the cold start",
             *_noise(summary, threads, load),
         ],
     )

@@ -146,9 +146,13 @@ class WorkerProcess:
         how = f"ended with code {code}"
         if code < 0:
             how = f"was killed by {_signal_name(-code)}"
+        if code == -signal.SIGKILL:
+            how += " (the system does that when memory runs out)"
         self._complaints.seek(0)
-        lines = self._complaints.read().decode("utf-8", "replace").strip().splitlines()
-        return f"{self._name}: the benchmark process {how}" + (f": {lines[-1].strip()}" if lines else "")
+        said = self._complaints.read().decode("utf-8", "replace").splitlines()
+        # LiteRT says at every start, as INFO, which kernels it took; that explains nothing.
+        lines = [line.strip() for line in said if line.strip() and not line.startswith("INFO")]
+        return f"{self._name}: the benchmark process {how}" + (f": {lines[-1]}" if lines else "")
 
 
 def _signal_name(number: int) -> str:
