@@ -13,6 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_resnet.compression.average_scale import tie_free_scale
 from edge_resnet.errors import GraphError, VerificationError
 from edge_resnet.export.coreml import write_coreml
 from edge_resnet.export.onnx import onnx_bytes
@@ -20,6 +21,7 @@ from edge_resnet.export.tflite import IoType, tflite_bytes
 from edge_resnet.files import sha256_of
 from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.nodes import GlobalAvgPool, Input, QuantParams
 from edge_resnet.graph.passes import fold_normalization_std, lower_average_pools, simplify
 from edge_resnet.graph.reference import ReferenceExecutor, dequantize
 from edge_resnet.runners.litert import Kernels, LiteRTRunner
@@ -61,6 +63,41 @@ def test_logits_are_identical_on_all_cpu_runtimes(
     assert np.array_equal(OnnxRuntimeRunner(onnx_file).logits(pixels), expected)
     assert compare_ranges(graph, read_tflite(tflite)).mismatches == ()
     assert compare_ranges(graph, read_onnx(onnx_file)).mismatches == ()
+
+
+@pytest.mark.parametrize("seed", [10_000_851, 10_002_286, 10_004_275, 10_005_140])
+def test_averages_near_a_tie(tmp_path: Path, seed: int) -> None:
+    """Graphs whose averages once fell on rounding ties, where the runtimes differ (average_scale.py)."""
+    graph = quantized(random_graph(seed, seed % 6), seed)
+    pixels = random_pixels(graph, 4, seed)
+    path = _file(tmp_path, "g.tflite", tflite_bytes(graph))
+    assert np.array_equal(LiteRTRunner(path).logits(pixels), _expected(graph, pixels))
+
+
+@given(
+    seed=SEEDS,
+    sides=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    ratio=st.sampled_from([1.0, 1.5, 2.0, 3.0, 4.0, 5.3]),
+    zeros=st.tuples(st.integers(-128, 60), st.integers(-128, 60)),
+)
+@settings(max_examples=60)
+def test_averages_agree_for_any_parameters(
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    sides: tuple[int, int],
+    ratio: float,
+    zeros: tuple[int, int],
+) -> None:
+    """A pool alone, at scales that would make half of all averages ties: LiteRT equals the reference."""
+    scale = 0.03125
+    smallest = float(np.float16(scale / ratio))
+    average = QuantParams(tie_free_scale(smallest, scale, sides[0] * sides[1]), zeros[1])
+    source = Input(name="image", shape=(16, *sides), quant=QuantParams(scale, zeros[0]))
+    graph = Graph("pool", (source, GlobalAvgPool(name="pool", inputs=("image",), quant=average)))
+    pixels = random_pixels(graph, 20, seed)
+    path = _file(tmp_path_factory.mktemp("pool"), "g.tflite", tflite_bytes(graph))
+    got = LiteRTRunner(path).logits(pixels).transpose(0, 3, 1, 2)
+    assert np.array_equal(got, _expected(graph, pixels))
 
 
 @pytest.mark.parametrize("io", list(IoType))

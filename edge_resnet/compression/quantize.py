@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_resnet.compression.average_scale import tie_free_scale
 from edge_resnet.compression.calibrate import Ranges
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.nodes import Conv, FloatWeights, IntWeights, Linear, Node, QuantParams
+from edge_resnet.graph.nodes import Conv, FloatWeights, GlobalAvgPool, IntWeights, Linear, Node, QuantParams
 from edge_resnet.graph.passes.fuse_activations import is_non_negative
 from edge_resnet.graph.streams import moves_integers, scale_groups
 
@@ -92,5 +93,10 @@ def _tensor_scales(graph: Graph, ranges: Ranges) -> dict[str, float]:
             scale = graph.input.quant.scale
         else:
             scale = float(snap_scale(max((ranges[n][1] - ranges[n][0]) / 255 for n in group)))
+            first = graph.by_name[group[0]]
+            if isinstance(first, GlobalAvgPool) and all(moves_integers(graph.by_name[n]) for n in group[1:]):
+                source = first.inputs[0]
+                count = int(np.prod(graph.shapes[source][1:]))
+                scale = tie_free_scale(scale, scales[source], count)
         scales.update(dict.fromkeys(group, scale))
     return scales
