@@ -6,14 +6,12 @@ python -m benchmarks.export_time
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import record
 from benchmarks.models import SEED, blurred_noise, floating, integers
-from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import fold_normalization_std
 from edge_resnet.recipe import Export
 from edge_resnet.targets import TARGETS
@@ -26,25 +24,19 @@ def main() -> None:
     for name in ("resnet20", "torchvision:resnet50"):
         graph, preprocess = floating(name)
         quantized = integers(graph, blurred_noise(8, preprocess.size[0]))
+        floats = fold_normalization_std(graph)
         with tempfile.TemporaryDirectory() as folder:
-            timers = {
-                target: _timer(target, quantized, fold_normalization_std(graph), Path(folder))
-                for target in TARGETS
+            writers = {
+                name: partial(
+                    target.write,
+                    quantized if target.quantized else floats,
+                    target.path(Path(folder), "m"),
+                    Export(),
+                )
+                for name, target in TARGETS.items()
             }
-            rows[graph.name] = record.interleaved(timers, ROUNDS)
+            rows[graph.name] = record.in_turns(writers, ROUNDS)
     record.save("export_time", {"seed": SEED, "unit": "seconds", "models": rows})
-
-
-def _timer(name: str, quantized: Graph, graph: Graph, folder: Path) -> Callable[[], float]:
-    target = TARGETS[name]
-    written = quantized if target.quantized else graph
-
-    def once() -> float:
-        begun = time.perf_counter()
-        target.write(written, target.path(folder, "m"), Export())
-        return time.perf_counter() - begun
-
-    return once
 
 
 if __name__ == "__main__":

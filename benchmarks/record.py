@@ -7,13 +7,12 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from edge_resnet.benchmark.timing import interleaved, spread
 from edge_resnet.cpu import this_cpu
 from edge_resnet.files import atomic_write
 
@@ -45,25 +44,10 @@ def save(name: str, figures: Mapping[str, Any]) -> None:
     print(text)
 
 
-def interleaved(functions: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds that each function returns, taken in turn A B A B; median, least and most of `rounds`.
-
-    One round before the counted ones warms everything up.
-    """
-    samples: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(rounds + 1):
-        for name, function in functions.items():
-            seconds = function()
-            if turn:
-                samples[name].append(seconds)
-    return {name: spread(values) for name, values in samples.items()}
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
+def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of each function, taken in turns A B A B after one round of warm-up: median, p10 and p90."""
+    samples = interleaved(functions, rounds)
     return {
-        "median": round(float(np.median(values)), 5),
-        "min": round(min(values), 5),
-        "max": round(max(values), 5),
-        "rounds": len(values),
+        name: {key: round(value, 5) for key, value in spread(values).items()}
+        for name, values in samples.items()
     }

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks import record
@@ -18,20 +17,13 @@ ROUNDS = 15
 
 def main() -> None:
     command = str(Path(sys.executable).with_name("edge-resnet"))
-    timers = {
-        "edge-resnet --help": _timer([command, "--help"]),
-        "python -c pass": _timer([sys.executable, "-c", ""]),
-    }
-    record.save("startup", {"unit": "seconds", "wall": record.interleaved(timers, ROUNDS)})
+    sides = {"edge-resnet --help": [command, "--help"], "python -c ''": [sys.executable, "-c", ""]}
+    functions = {name: partial(_run, arguments) for name, arguments in sides.items()}
+    record.save("startup", {"unit": "seconds", "wall": record.in_turns(functions, ROUNDS)})
 
 
-def _timer(command: list[str]) -> Callable[[], float]:
-    def once() -> float:
-        begun = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        return time.perf_counter() - begun
-
-    return once
+def _run(arguments: list[str]) -> None:
+    subprocess.run(arguments, check=True, capture_output=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -79,13 +78,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_every_figure_of_the_contract(artifacts: dict[str, Path]) -> None:
     done: list[int] = []
-    seen: list[tuple[int, int]] = []
-    results = benchmark_local(
-        list(artifacts.items()), 1, QUICK, done.append, progress=lambda *steps: seen.append(steps)
-    )
-    total = 30 * len(artifacts)
-    assert sum(done) == total
-    assert seen == [(sofar, total) for sofar in itertools.accumulate(done)]
+    results = benchmark_local(list(artifacts.items()), 1, QUICK, done.append)
+    assert sum(done) == 30 * len(artifacts)
     assert list(results) == list(artifacts)
     for result in results.values():
         assert (result.runs, result.kind, result.device, result.threads) == (30, "measured", "local", 1)

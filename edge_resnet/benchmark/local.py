@@ -80,20 +80,17 @@ def benchmark_local(
     threads: int,
     settings: BenchmarkSettings,
     advance: Callable[[int], None] = lambda steps: None,
-    *,
-    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, BenchmarkResult]:
     """Results by the artifacts' keys, in their order.
 
-    `advance(steps)` and `progress(done, total)` follow the timed inferences, `runs` for each artifact; those
-    of an artifact that fails count as done. Such an artifact has a result without figures and a note that
+    `advance(steps)` follows the timed inferences, `runs` for each artifact; those of an artifact that fails
+    count as done. Such an artifact has a result without figures and a note that
     says why. Raises InputError for a file that no runtime here knows.
     """
     for _, path in artifacts:
         if path.suffix not in (*_RUNTIMES, _COREML_SUFFIX):
             raise InputError(f"{path}: not an artifact ({', '.join((*_RUNTIMES, _COREML_SUFFIX))})")
     load = _load_per_core()
-    step = _steps(len(artifacts) * settings.runs, advance, progress)
     results: dict[str, BenchmarkResult] = {}
     with contextlib.ExitStack() as stack:
         workers: dict[str, WorkerProcess] = {}
@@ -102,8 +99,8 @@ def benchmark_local(
                 workers[key] = stack.enter_context(_open(path, threads, settings.timeout))
             except MissingToolError as error:
                 results[key] = _without_figures(path, threads, str(error))
-                step(settings.runs)
-        samples, lost = _measure(workers, settings, step)
+                advance(settings.runs)
+        samples, lost = _measure(workers, settings, advance)
         for key, path in artifacts:
             if key in lost:
                 results[key] = _without_figures(path, threads, lost[key])
@@ -121,7 +118,7 @@ def _open(path: Path, threads: int, timeout: float) -> WorkerProcess:
 
 
 def _measure(
-    workers: Mapping[str, WorkerProcess], settings: BenchmarkSettings, step: Callable[[int], None]
+    workers: Mapping[str, WorkerProcess], settings: BenchmarkSettings, advance: Callable[[int], None]
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Milliseconds of each artifact, measured in turns, and why those that were lost on the way were."""
     samples: dict[str, list[float]] = {key: [] for key in workers}
@@ -142,7 +139,7 @@ def _measure(
         count = min(settings.block, settings.runs - done)
         for key in workers:
             samples[key] += turn(key, count)
-            step(count)
+            advance(count)
     return samples, lost
 
 
@@ -187,21 +184,6 @@ def _noise(summary: Mapping[str, float], threads: int, load: float | None) -> li
 def _without_figures(path: Path, threads: int, reason: str) -> BenchmarkResult:
     runtime = "Core ML" if path.suffix == _COREML_SUFFIX else _RUNTIMES[path.suffix][1]
     return BenchmarkResult("local", runtime, "", threads, "measured", 0, None, None, None, None, [reason])
-
-
-def _steps(
-    total: int, advance: Callable[[int], None], progress: Callable[[int, int], None] | None
-) -> Callable[[int], None]:
-    done = 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        advance(count)
-        if progress is not None:
-            progress(done, total)
-
-    return step
 
 
 def _load_per_core() -> float | None:
