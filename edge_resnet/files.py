@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,48 +18,58 @@ __all__ = ["atomic_write", "check_writable", "replace_directory", "sha256_of", "
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Write the whole file or nothing: a temporary sibling, flushed to disk, then renamed.
 
-    Raises InputError when the place cannot be written (full, read-only, a directory); the old file stays.
+    Text is UTF-8. Raises InputError when the place cannot be written (full, read-only, a directory). After
+    any error, an interruption included, the old file is as it was and the temporary one is gone.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary: Path | None = None
+    temporary = _sibling(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        # "x" never follows what stands there, and the permissions are the user's umask's.
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot write: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise _cannot_write(path, error) from error
+        raise
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Give the finished directory `new` the name `path`; what stood there goes, or stays on failure."""
-    old: Path | None = None
+    """Give the finished directory `new` the name `path`; what stood there goes, or stays on failure.
+
+    Both must be on one file system. Raises InputError. The old content is deleted only once the new one has
+    its name; should it be impossible to put it back, the error says where it is.
+    """
+    if not new.is_dir():
+        raise InputError(f"{path}: cannot write: {new} is not a directory")
+    kept = _sibling(path)
     try:
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / "old"
-            path.replace(old)
-        new.replace(path)
-    except OSError as error:
-        if old is not None and old.exists() and not path.exists():
-            old.replace(path)
-        raise InputError(f"{path}: cannot write: {error.strerror or error}") from error
-    finally:
-        if old is not None:
-            shutil.rmtree(old.parent, ignore_errors=True)
+        if os.path.lexists(path):
+            os.replace(path, kept)
+        os.replace(new, path)
+    except BaseException as error:
+        _put_back(kept, path, error)
+        if isinstance(error, OSError):
+            raise _cannot_write(path, error) from error
+        raise
+    _remove(kept)
 
 
 def check_writable(directory: Path) -> None:
     """Make the directory and try to write in it. Raises InputError before any work is done."""
     try:
+        if directory.exists() and not directory.is_dir():
+            raise InputError(f"{directory}: cannot write the run there: it is a file, not a directory")
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory) as file:
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=".probe-") as file:
             file.write(b"edge-resnet")
             file.flush()
+            # A full disk or a spent quota may only say so when the data is really put there.
+            os.fsync(file.fileno())
     except OSError as error:
         raise InputError(f"{directory}: cannot write the run there: {error.strerror or error}") from error
 
@@ -69,7 +81,8 @@ def sha256_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
     for entry in _files_of(path):
-        digest.update(entry.relative_to(path).as_posix().encode() + b"\0")
+        # Names need not be valid UTF-8; `surrogateescape` gives back the bytes that they are.
+        digest.update(entry.relative_to(path).as_posix().encode("utf-8", "surrogateescape") + b"\0")
         digest.update(bytes.fromhex(sha256_of(entry)))
     return digest.hexdigest()
 
@@ -81,3 +94,35 @@ def size_of(path: Path) -> int:
 
 def _files_of(directory: Path) -> list[Path]:
     return sorted(entry for entry in directory.rglob("*") if entry.is_file())
+
+
+def _sibling(path: Path) -> Path:
+    """A hidden name beside `path` (the same file system) that nothing has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot write: {error.strerror or error}")
+
+
+def _put_back(kept: Path, path: Path, error: BaseException) -> None:
+    """Undo the first of two renames, if it was done. Never deletes: the old content may be all there is."""
+    if not os.path.lexists(kept) or os.path.lexists(path):
+        return
+    try:
+        os.replace(kept, path)
+    except OSError as second:
+        raise InputError(
+            f"{path}: cannot write; what stood there is now {kept}: {second.strerror}"
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    """Away with it, best effort: the new content is in place, and a leftover is no reason to fail."""
+    if not os.path.lexists(path):
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -14,6 +14,7 @@ from edge_resnet.benchmark.statistics import paired_difference, wilson_interval
 from edge_resnet.cpu import this_cpu
 from edge_resnet.files import sha256_of, size_of
 from edge_resnet.report import schema
+from edge_resnet.runners.base import Runner
 from edge_resnet.verify.evaluate import Outcome
 from edge_resnet.verify.parity import ParityTally
 from edge_resnet.verify.prove import Proof, Proofs
@@ -66,13 +67,13 @@ def assemble_report(
         artifacts=[
             _artifact(proof, proofs.baseline, benchmarks.get(proof.target.name)) for proof in proofs.artifacts
         ],
-        data={
-            "source": run.images.source,
-            "classes": list(run.images.classes),
-            "n_train": len(run.images.split("train")),
-            "n_val": len(validation),
-            "fingerprint": run.images.fingerprint,
-        },
+        data=schema.Data(
+            source=run.images.source,
+            classes=list(run.images.classes),
+            n_train=len(run.images.split("train")),
+            n_val=len(validation),
+            fingerprint=run.images.fingerprint,
+        ),
         preprocess=run.preprocess.to_json(),
         notes=list(run.notes),
     )
@@ -91,13 +92,14 @@ def _environment() -> schema.Environment:
 
 
 def _baseline(outcome: Outcome | None, latency: dict[str, float] | None) -> schema.Baseline:
+    timed = None if latency is None else schema.Latency.model_validate(latency)
     if outcome is None or not len(outcome.top1_correct):
-        return schema.Baseline(top1=None, top5=None, n=0, latency_ms=latency)
+        return schema.Baseline(top1=None, top5=None, n=0, latency_ms=timed)
     return schema.Baseline(
         top1=float(outcome.top1_correct.mean()),
         top5=float(outcome.top5_correct.mean()),
         n=len(outcome.top1_correct),
-        latency_ms=latency,
+        latency_ms=timed,
     )
 
 
@@ -111,7 +113,7 @@ def _artifact(proof: Proof, baseline: Outcome | None, benchmark: BenchmarkResult
         ranges=None
         if ranges is None
         else schema.Ranges(checked=ranges.checked, equal=ranges.equal, mismatches=list(ranges.mismatches)),
-        parity=_parity(proof.parity),
+        parity=_parity(proof.parity, proof.runner),
         accuracy=_accuracy(proof, baseline),
         benchmarks=[] if benchmark is None else [schema.Benchmark.model_validate(benchmark.to_json())],
         cross_parity=_cross_parity(proof.outcome),
@@ -120,7 +122,7 @@ def _artifact(proof: Proof, baseline: Outcome | None, benchmark: BenchmarkResult
     )
 
 
-def _parity(tally: ParityTally | None) -> schema.Parity | None:
+def _parity(tally: ParityTally | None, runner: Runner | None) -> schema.Parity | None:
     if tally is None or not tally.n:
         return None
     return schema.Parity(
@@ -132,7 +134,14 @@ def _parity(tally: ParityTally | None) -> schema.Parity | None:
         mean_lsb=tally.mean_lsb,
         lsb_histogram={str(lsb): count for lsb, count in sorted(tally.histogram.items())},
         max_abs=tally.max_abs,
+        runtime=None if runner is None else runner.runtime,
+        kind=None if runner is None else _kind(runner),
+        to_the_bit=tally.to_the_bit,
     )
+
+
+def _kind(runner: Runner) -> schema.Kind:
+    return schema.Kind.EMULATED if runner.emulated else schema.Kind.MEASURED
 
 
 def _cross_parity(outcome: Outcome | None) -> list[schema.CrossParity]:
@@ -161,6 +170,6 @@ def _accuracy(proof: Proof, baseline: Outcome | None) -> schema.Accuracy | None:
         ci95=wilson_interval(int(correct.sum()), n),
         delta=delta,
         delta_ci95=(low, high),
-        kind=schema.Kind.EMULATED if runner.emulated else schema.Kind.MEASURED,
+        kind=_kind(runner),
         runtime_version=runner.version,
     )

@@ -1,74 +1,171 @@
-"""Small charts as inline SVG, in the page's own colours (currentColor and CSS classes)."""
+"""Small charts as inline SVG, in the page's own colours (currentColor and CSS classes).
+
+What was not measured is drawn hollow and says its kind in words: that shows in print and without colour.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-__all__ = ["accuracy_chart", "bar_chart", "histogram_chart"]
+__all__ = ["Bar", "Interval", "bar_chart", "histogram_chart", "interval_chart"]
 
-_WIDTH, _LABEL, _ROW = 360, 92, 26
-
-
-def _svg(height: int, title: str, body: list[str]) -> Markup:
-    return Markup(
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{"".join(body)}</svg>'
-    )
-
-
-def _label(text: str, y: float) -> str:
-    return f'<text x="{_LABEL - 8}" y="{y}" text-anchor="end" class="label">{escape(text)}</text>'
+_WIDTH, _ROW, _FOOT = 400, 28, 38
+_RIGHT = 12
+# The width of a letter in the chart's units (wide fonts included); a name that needs more room is cut.
+_LETTER, _LABEL_MOST = 7.2, 150
+# Beyond this distance a histogram's rows are added up: a defect can spread over all 255.
+_FAR_LSB = 7
 
 
-def bar_chart(rows: Sequence[tuple[str, float, str]]) -> Markup | None:
-    """Horizontal bars from zero: (name, value, the value in words)."""
-    if not rows:
+@dataclass(frozen=True)
+class Bar:
+    name: str
+    value: float
+    words: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval, all in the axis's unit."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    kind: str
+
+
+def bar_chart(bars: Sequence[Bar], axis: str) -> Markup | None:
+    """Horizontal bars from zero; `axis` names what is counted, with its unit."""
+    if not bars:
         return None
-    largest = max(value for _, value, _ in rows) or 1
-    room = _WIDTH - _LABEL - 66
-    body = []
-    for index, (name, value, words) in enumerate(rows):
-        y, length = index * _ROW, max(1.0, room * value / largest)
-        body += [
-            _label(name, y + 17),
-            f'<rect x="{_LABEL}" y="{y + 5}" width="{length:.1f}" height="16" rx="2" class="bar"/>',
-            f'<text x="{_LABEL + length + 6:.1f}" y="{y + 17}" class="value">{escape(words)}</text>',
-        ]
-    return _svg(len(rows) * _ROW, ", ".join(f"{name} {words}" for name, _, words in rows), body)
+    left = _label_width([bar.name for bar in bars])
+    ticks = _ticks(0, max(bar.value for bar in bars) or 1)
+    words_width = max(len(bar.words) + len(_said(bar.kind)) for bar in bars) * _LETTER
+    x = _scale(0, ticks[-1], left, _WIDTH - 8 - words_width)
+    body = _axis(ticks, x, len(bars), axis, _plain)
+    for index, bar in enumerate(bars):
+        y = index * _ROW
+        length = max(1.5, x(bar.value) - left)
+        shape = f'x="{left}" y="{y + 6}" width="{length:.1f}" height="16" rx="2"'
+        body += [_label(bar.name, left, y), f'<rect {shape} class="{_mark("bar", bar.kind)}"/>']
+        body.append(
+            f'<text x="{left + length + 6:.1f}" y="{y + 18}" class="value">'
+            f"{escape(bar.words)}{_said(bar.kind)}</text>"
+        )
+    spoken = ", ".join(f"{bar.name} {bar.words} {bar.kind}".strip() for bar in bars)
+    return _svg(len(bars), f"{axis}: {spoken}", body)
 
 
-def accuracy_chart(rows: Sequence[tuple[str, float, float, float]]) -> Markup | None:
-    """Differences with their intervals, in points, around zero: (name, delta, low, high)."""
-    if not rows:
+def interval_chart(
+    intervals: Sequence[Interval], axis: str, reference: float | None, words: Callable[[float], str]
+) -> Markup | None:
+    """Points with whiskers; `reference` is a dashed line down the chart. `words` writes a tick's value."""
+    if not intervals:
         return None
-    reach = max(0.1, *(abs(edge) for _, _, low, high in rows for edge in (low, high))) * 1.1
-    room = _WIDTH - _LABEL - 20
-
-    def x(points: float) -> float:
-        return _LABEL + room * (points + reach) / (2 * reach)
-
-    height = len(rows) * _ROW + 22
-    body = [f'<line x1="{x(0):.1f}" y1="0" x2="{x(0):.1f}" y2="{height - 20}" class="axis"/>']
-    for index, (name, delta, low, high) in enumerate(rows):
-        y = index * _ROW + 13
+    left = _label_width([interval.name for interval in intervals])
+    edges = [edge for interval in intervals for edge in (interval.low, interval.high)]
+    edges += [] if reference is None else [reference]
+    ticks = _ticks(min(edges), max(edges))
+    x = _scale(ticks[0], ticks[-1], left + 8, _WIDTH - _RIGHT - 14)
+    body = _axis(ticks, x, len(intervals), axis, words)
+    if reference is not None:
+        place = f'x1="{x(reference):.1f}" x2="{x(reference):.1f}" y1="0" y2="{len(intervals) * _ROW}"'
+        body.append(f'<line {place} class="reference"/>')
+    for index, interval in enumerate(intervals):
+        y = index * _ROW + 14
         body += [
-            _label(name, y + 4),
-            f'<line x1="{x(low):.1f}" y1="{y}" x2="{x(high):.1f}" y2="{y}" class="whisker"/>',
-            f'<circle cx="{x(delta):.1f}" cy="{y}" r="4.5" class="dot"/>',
+            _label(interval.name, left, index * _ROW),
+            f'<line x1="{x(interval.low):.1f}" x2="{x(interval.high):.1f}" y1="{y}" y2="{y}" '
+            'class="whisker"/>',
+            f'<circle cx="{x(interval.value):.1f}" cy="{y}" r="4.5" class="{_mark("dot", interval.kind)}"/>',
         ]
-    for points in (-reach / 1.1, 0.0, reach / 1.1):
-        place = f'x="{x(points):.1f}" y="{height - 5}" text-anchor="middle"'
-        body.append(f'<text {place} class="tick">{points:+.2g}</text>')
-    words = ", ".join(f"{name} {delta:+.2f} ({low:+.2f} to {high:+.2f})" for name, delta, low, high in rows)
-    return _svg(height, words, body)
-
-
-def histogram_chart(histogram: Mapping[str, int]) -> Markup:
-    """Share of logits by their distance in LSB."""
-    counts = sorted(((int(lsb), count) for lsb, count in histogram.items()))
-    total = sum(count for _, count in counts) or 1
-    return (
-        bar_chart([(f"{lsb} LSB", count / total, f"{count / total:.2%}") for lsb, count in counts])
-        or Markup()
+        if interval.kind not in ("", "measured"):
+            where = f'x="{x(interval.value):.1f}" y="{y + 13}" text-anchor="middle"'
+            body.append(f'<text {where} class="kind">{escape(interval.kind)}</text>')
+    spoken = ", ".join(
+        f"{i.name} {words(i.value)} from {words(i.low)} to {words(i.high)} {i.kind}".strip()
+        for i in intervals
     )
+    return _svg(len(intervals), f"{axis}: {spoken}", body)
+
+
+def histogram_chart(histogram: Mapping[str, int], kind: str) -> Markup | None:
+    """Share of logits by their distance in LSB; what is far away is one row."""
+    counts: dict[int, int] = {}
+    for lsb, count in histogram.items():
+        near = min(int(lsb), _FAR_LSB + 1)
+        counts[near] = counts.get(near, 0) + count
+    total = sum(counts.values()) or 1
+    bars = [
+        Bar(
+            f"{lsb} LSB" if lsb <= _FAR_LSB else f"{lsb} or more",
+            100 * count / total,
+            f"{100 * count / total:.2f} %",
+            kind,
+        )
+        for lsb, count in sorted(counts.items())
+    ]
+    return bar_chart(bars, "share of logits, %")
+
+
+def _svg(rows: int, spoken: str, body: Sequence[str]) -> Markup:
+    view = f'viewBox="0 0 {_WIDTH} {rows * _ROW + _FOOT}"'
+    return Markup(f'<svg {view} role="img" aria-label="{escape(spoken)}">{"".join(body)}</svg>')
+
+
+def _label_width(names: Sequence[str]) -> int:
+    return min(_LABEL_MOST, max(40, math.ceil(max(map(len, names)) * _LETTER) + 12))
+
+
+def _label(text: str, left: int, y: int) -> str:
+    room = int((left - 12) / _LETTER + 1e-9)
+    shown = text if len(text) <= room else text[: room - 1] + "…"
+    return f'<text x="{left - 8}" y="{y + 18}" text-anchor="end" class="label">{escape(shown)}</text>'
+
+
+def _mark(name: str, kind: str) -> str:
+    return name if kind in ("", "measured") else f"{name} hollow"
+
+
+def _said(kind: str) -> str:
+    return "" if kind in ("", "measured") else f" {escape(kind)}"
+
+
+def _axis(
+    ticks: Sequence[float], x: Callable[[float], float], rows: int, title: str, words: Callable[[float], str]
+) -> list[str]:
+    bottom = rows * _ROW
+    lines = [f'<line x1="{x(t):.1f}" x2="{x(t):.1f}" y1="0" y2="{bottom}" class="grid"/>' for t in ticks]
+    lines += [
+        f'<text x="{x(tick):.1f}" y="{bottom + 14}" text-anchor="middle" class="tick">'
+        f"{escape(words(tick))}</text>"
+        for tick in ticks
+    ]
+    middle = (x(ticks[0]) + x(ticks[-1])) / 2
+    lines.append(
+        f'<text x="{middle:.1f}" y="{bottom + 31}" text-anchor="middle" class="tick">{escape(title)}</text>'
+    )
+    return lines
+
+
+def _scale(low: float, high: float, left: float, right: float) -> Callable[[float], float]:
+    return lambda value: left + (right - left) * (value - low) / (high - low)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to six round values that hold [low, high]: steps of 1, 2 or 5 times a power of ten."""
+    reach = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(reach / 3))
+    step = next(power * times for times in (1, 2, 5, 10) if reach / (power * times) <= 4)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.10g}"

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from edge_resnet.report.charts import accuracy_chart, bar_chart, histogram_chart
-from edge_resnet.report.present import artifact_rows, verdict
-from edge_resnet.report.schema import Report
+from edge_resnet.report.charts import Bar, Interval, bar_chart, histogram_chart, interval_chart
+from edge_resnet.report.present import BASELINE_NAME, baseline_interval, headline_benchmark, present
+from edge_resnet.report.schema import Kind, Report
+from edge_resnet.report.wording import bytes_words, milliseconds, percent
 
 __all__ = ["to_html"]
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """`kinds`: how the figures in it were had."""
+
+    title: str
+    kinds: list[str]
+    picture: Markup
 
 
 def to_html(report: Report) -> str:
@@ -23,41 +34,77 @@ def to_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("report.html.j2")
-    rows = artifact_rows(report)
-    return template.render(
+    environment.filters["percent"] = percent
+    return environment.get_template("report.html.j2").render(
         report=report,
-        verdict=verdict(report),
-        rows=rows,
-        pairs=list(zip(report.artifacts, rows, strict=True)),
-        recipe=yaml.safe_dump(report.recipe, sort_keys=False),
-        charts=_charts(report),
+        page=present(report),
+        recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
+        charts=[
+            chart for chart in (_sizes(report), _latencies(report), _top1(report), _deltas(report)) if chart
+        ],
+        histograms=_histograms(report),
     )
 
 
-def _charts(report: Report) -> dict[str, Any]:
-    artifacts = report.artifacts
-    latencies = [
-        (a.target, bench.latency_ms["p50"], f"{bench.latency_ms['p50']:.3g} ms")
-        for a in artifacts
-        for bench in a.benchmarks[:1]
-        if bench.latency_ms is not None
+def _chart(title: str, kinds: list[str], picture: Markup | None) -> _Chart | None:
+    return None if picture is None else _Chart(title, list(dict.fromkeys(filter(None, kinds))), picture)
+
+
+def _sizes(report: Report) -> _Chart | None:
+    unit, name = (1e6, "MB") if any(a.bytes >= 999_500 for a in report.artifacts) else (1e3, "KB")
+    bars = [Bar(a.target, a.bytes / unit, bytes_words(a.bytes), Kind.MEASURED) for a in report.artifacts]
+    return _chart("Size", [bar.kind for bar in bars], bar_chart(bars, f"size of the file, {name}"))
+
+
+def _latencies(report: Report) -> _Chart | None:
+    bars, latency = [], report.baseline.latency_ms
+    if latency is not None:
+        bars.append(Bar(BASELINE_NAME, latency.p50, milliseconds(latency.p50), Kind.MEASURED))
+    for artifact in report.artifacts:
+        benchmark = headline_benchmark(artifact)
+        if benchmark is not None and benchmark.latency_ms is not None:
+            p50 = benchmark.latency_ms.p50
+            bars.append(Bar(artifact.target, p50, milliseconds(p50), benchmark.kind))
+    picture = bar_chart(bars, "median latency of one image, ms")
+    return _chart("Latency", [bar.kind for bar in bars], picture)
+
+
+def _top1(report: Report) -> _Chart | None:
+    baseline, interval = report.baseline, baseline_interval(report.baseline)
+    rows = []
+    if baseline.top1 is not None and interval is not None:
+        rows.append(Interval(BASELINE_NAME, baseline.top1, *interval, Kind.MEASURED))
+    rows += [
+        Interval(artifact.target, artifact.accuracy.top1, *artifact.accuracy.ci95, artifact.accuracy.kind)
+        for artifact in report.artifacts
+        if artifact.accuracy is not None
     ]
-    sizes = [
-        (a.target, float(a.bytes), row.size) for a, row in zip(artifacts, artifact_rows(report), strict=True)
-    ]
-    deltas = [
-        (a.target, a.accuracy.delta * 100, a.accuracy.delta_ci95[0] * 100, a.accuracy.delta_ci95[1] * 100)
-        for a in artifacts
-        if a.accuracy is not None
-    ]
-    return {
-        "size": bar_chart(sizes),
-        "latency": bar_chart(latencies),
-        "delta": accuracy_chart(deltas),
-        "lsb": [
-            (a.target, histogram_chart(a.parity.lsb_histogram))
-            for a in artifacts
-            if a.parity is not None and set(a.parity.lsb_histogram) - {"0"}
-        ],
-    }
+    picture = interval_chart(rows, "top-1, 95 % interval", baseline.top1, lambda value: f"{100 * value:.5g}%")
+    return _chart("Accuracy", [row.kind for row in rows], picture)
+
+
+def _deltas(report: Report) -> _Chart | None:
+    rows = []
+    for artifact in report.artifacts:
+        accuracy = artifact.accuracy
+        if accuracy is not None and accuracy.delta is not None and accuracy.delta_ci95 is not None:
+            low, high = accuracy.delta_ci95
+            figures = (100 * accuracy.delta, 100 * low, 100 * high)
+            rows.append(Interval(artifact.target, *figures, accuracy.kind))
+    axis = "points of top-1 against float, paired 95 % interval"
+    picture = interval_chart(rows, axis, 0.0, lambda value: f"{value:+.3g}" if value else "0")
+    return _chart("Accuracy lost or won", [row.kind for row in rows], picture)
+
+
+def _histograms(report: Report) -> list[_Chart]:
+    """Only where some logit is off: otherwise there is one bar, and the table says it."""
+    charts = []
+    for artifact in report.artifacts:
+        parity = artifact.parity
+        if parity is None or not set(parity.lsb_histogram) - {"0"}:
+            continue
+        kind = parity.kind or (artifact.accuracy.kind if artifact.accuracy else "")
+        title = f"{artifact.target}: distance from the {parity.against}"
+        chart = _chart(title, [kind], histogram_chart(parity.lsb_histogram, kind))
+        charts += [chart] if chart else []
+    return charts

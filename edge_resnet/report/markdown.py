@@ -2,120 +2,167 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
-from edge_resnet.report.present import artifact_rows, verdict
+import yaml
+
+from edge_resnet.report.figures import Figure
+from edge_resnet.report.present import Page, present
 from edge_resnet.report.schema import Report
+from edge_resnet.report.verdict import Status
 
 __all__ = ["to_markdown"]
+
+# What could open emphasis, code, a link, HTML or a cell in the middle of a name.
+_SYNTAX = re.compile(r"([\\`*_\[\]|~<>#])")
+_TITLES = {Status.VERIFIED: "verified", Status.INCOMPLETE: "not fully verified", Status.FAILED: "FAILED"}
+# A pull request lists the first few; report.json holds all.
+_MOST_MISMATCHES = 20
 
 
 def to_markdown(report: Report) -> str:
     """The whole report as GitHub-flavoured Markdown."""
-    judged = verdict(report)
+    page = present(report)
     sections = [
-        f"# {_text(report.model.name)}: {'verified' if judged.good else 'FAILED'}",
-        judged.text,
-        *(_failures(report)),
-        _artifacts(report),
-        _parity(report),
+        f"# {_text(report.model.name)}: {_TITLES[page.verdict.status]}",
+        f"**{page.verdict.status.value}.** {_text(page.verdict.headline)}",
+        _list(f"**{_text(failure)}**" for failure in page.failures),
+        _list(map(_text, page.verdict.evidence)),
+        _artifacts(page),
+        _parity(page),
+        _ranges(report),
+        _speed(page),
+        _notes(page),
         _facts(report),
-        _notes(report),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _text(value: object) -> str:
-    """Names come from users: keep them from being table syntax or HTML."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    """Names come from users: one line of plain text, neither table syntax nor HTML."""
+    return _SYNTAX.sub(r"\\\1", " ".join(str(value).split())).replace("&", "&amp;").replace("\\<", "&lt;")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _figure(figure: Figure) -> str:
+    """`88.70% (88.10% to 89.30%), measured`; a dash is followed by the number of its reason."""
+    if figure.reason:
+        return f"{figure.text} ({figure.reason})"
+    text = _text(figure.text) + (f" ({_text(figure.detail)})" if figure.detail else "")
+    return f"{text}, {figure.kind}" if figure.kind else text
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str | Figure]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    lines += ["| " + " | ".join(_text(cell) for cell in row) + " |" for row in rows]
+    for row in rows:
+        cells = [_figure(cell) if isinstance(cell, Figure) else _text(cell) for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _failures(report: Report) -> list[str]:
-    return ["\n".join(f"* **{_text(failure)}**" for failure in report.failures)] if report.failures else []
-
-
-def _artifacts(report: Report) -> str:
+def _artifacts(page: Page) -> str:
     head = (
         "target",
+        "file",
         "size",
-        "top-1",
-        "95 % interval",
-        "delta (points)",
-        "how",
+        "top-1 (95 %)",
+        "delta, points (paired 95 %)",
         "p50",
         "cold start",
         "peak memory",
+        "runtime",
     )
-    rows = [
-        (
-            row.target,
-            f"{row.size} {f'({row.ratio})' if row.ratio else ''}".strip(),
-            row.top1,
-            row.interval,
-            f"{row.delta} {f'({row.delta_interval})' if row.delta_interval else ''}".strip(),
-            f"{row.kind}, {row.runtime}" if row.kind else "not measured",
-            f"{row.p50} {f'({row.latency_kind})' if row.latency_kind else ''}".strip(),
-            row.cold_start,
-            row.memory,
-        )
-        for row in artifact_rows(report)
-    ]
-    baseline = report.baseline
-    text = _table(head, rows)
-    if baseline.top1 is not None:
-        text += f"\n\nFloat baseline (torch): {baseline.top1:.2%} on {baseline.n:,} images."
-    return text
-
-
-def _parity(report: Report) -> str:
     rows = []
-    for artifact, row in zip(report.artifacts, artifact_rows(report), strict=True):
-        parity = artifact.parity
-        if parity is not None:
-            lsb = "—" if parity.max_lsb is None else f"{parity.max_lsb} / {parity.mean_lsb:.3f}"
-            rows.append(
-                (row.target, row.ranges, parity.against, f"{parity.n:,}", row.identical, row.agreement, lsb)
-            )
+    for row in page.rows:
+        name = f"{row.target}{' FAILED' if row.failed else ''}"
+        figures = (row.size, row.top1, row.delta, row.p50, row.cold_start, row.memory)
+        rows.append((name, row.file, *figures, row.runtime))
+    return "## Artifacts\n\n" + _table(head, rows)
+
+
+def _parity(page: Page) -> str:
+    head = ("target", "runtime", "compared with", "images", "identical", "same top-1", "max LSB", "mean LSB")
+    rows = [
+        (r.target, r.runtime, r.against, r.images, r.identical, r.agreement, r.max_lsb, r.mean_lsb)
+        for r in page.proof
+    ]
+    return "## Parity\n\n" + _table(head, rows) if rows else ""
+
+
+def _ranges(report: Report) -> str:
+    rows, mismatches = [], []
+    for artifact in report.artifacts:
+        ranges = artifact.ranges
+        if ranges is None:
+            continue
+        result = "all equal" if ranges.equal == ranges.checked else f"{ranges.checked - ranges.equal} differ"
+        rows.append((artifact.target, f"{ranges.checked:,}", f"{ranges.equal:,}", result))
+        mismatches += [f"{artifact.target}: {name}" for name in ranges.mismatches]
     if not rows:
         return ""
-    head = (
-        "target",
-        "integers equal",
-        "logits against",
-        "images",
-        "identical",
-        "top-1 agrees",
-        "max / mean LSB",
-    )
-    return "## Proof\n\n" + _table(head, rows)
+    shown = [_text(name) for name in mismatches[:_MOST_MISMATCHES]]
+    if len(mismatches) > _MOST_MISMATCHES:
+        shown.append(f"and {len(mismatches) - _MOST_MISMATCHES} more, in report.json")
+    table = _table(("target", "tensors checked", "equal", "result"), rows)
+    return "\n\n".join(part for part in ("## Integers read back", table, _list(shown)) if part)
+
+
+def _speed(page: Page) -> str:
+    head = ("target", "device", "runtime", "threads", "runs", "mean", "p50", "p95", "p99", "images per s")
+    rows = [
+        (r.target, r.device, r.runtime, r.threads, r.runs, r.mean, r.p50, r.p95, r.p99, r.throughput)
+        for r in page.speed
+    ]
+    return "## Speed\n\n" + _table(head, rows) if rows else ""
+
+
+def _notes(page: Page) -> str:
+    parts = []
+    if page.notes:
+        parts.append("## Notes\n\n" + _list(map(_text, page.notes)))
+    if page.reasons:
+        numbered = "\n".join(f"{number}. {_text(reason)}" for number, reason in enumerate(page.reasons, 1))
+        parts.append("## Missing figures\n\n" + numbered)
+    return "\n\n".join(parts)
 
 
 def _facts(report: Report) -> str:
-    model, environment = report.model, report.environment
+    model, data, environment = report.model, report.data, report.environment
+    seconds = sum(stage.seconds for stage in report.stages)
+    stages = [f"{s.name} {s.seconds:.2f} s{' (resumed)' if s.resumed else ''}" for s in report.stages]
     rows = [
         ("model", f"{model.name} ({model.source})"),
-        ("weights (sha256)", model.weights_sha256 or "random"),
-        ("input", "x".join(map(str, model.input_shape))),
-        ("parameters, MACs", f"{model.params:,}, {model.macs:,}"),
-        ("data", f"{report.data.get('source', '—')}, {len(report.data.get('classes', []))} classes"),
+        ("weights, sha256", model.weights_sha256 or "none given"),
+        ("input", " x ".join(map(str, model.input_shape))),
+        ("parameters", f"{model.params:,}, compressed {report.compressed.params:,}"),
+        ("MACs", f"{model.macs:,}, compressed {report.compressed.macs:,}"),
+        (
+            "data",
+            f"{data.source or '—'}, {len(data.classes):,} classes, {_count(data.n_val)} images to measure on",
+        ),
+        ("preprocessing", "; ".join(f"{key} {value}" for key, value in report.preprocess.items()) or "—"),
+        ("stages, measured", f"{', '.join(stages)}; {seconds:.2f} s in all"),
         ("machine", f"{environment.cpu}, {environment.os}, Python {environment.python}"),
-        ("packages", ", ".join(f"{name} {number}" for name, number in environment.packages.items())),
+        ("packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items())),
         ("created", report.created),
-        ("command", f"`{report.command}`" if report.command else "library call"),
-        ("stages", ", ".join(f"{stage.name} {stage.seconds:.1f} s" for stage in report.stages)),
     ]
-    return "## Facts\n\n" + _table(("", ""), rows)
+    recipe = yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)
+    command = _fenced("sh", report.command) if report.command else "By a call of the library."
+    return "\n\n".join(
+        ["## How it was made", command, _table(("", ""), rows), "Recipe:", _fenced("yaml", recipe)]
+    )
 
 
-def _notes(report: Report) -> str:
-    notes = list(report.notes)
-    for artifact in report.artifacts:
-        notes += [f"{artifact.target}: {note}" for note in artifact.notes]
-        notes += [f"{artifact.target}: {note}" for bench in artifact.benchmarks for note in bench.notes]
-    return "## Notes\n\n" + "\n".join(f"* {_text(note)}" for note in notes) if notes else ""
+def _count(value: int | None) -> str:
+    return "—" if value is None else f"{value:,}"
+
+
+def _fenced(language: str, text: str) -> str:
+    """A code block whose fence is longer than any that the text itself holds."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

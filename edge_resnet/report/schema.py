@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edge_resnet.errors import InputError
 
@@ -18,8 +18,10 @@ __all__ = [
     "Benchmark",
     "Compressed",
     "CrossParity",
+    "Data",
     "Environment",
     "Kind",
+    "Latency",
     "Model",
     "Parity",
     "Ranges",
@@ -41,7 +43,25 @@ class Kind(StrEnum):
 
 
 class _Part(BaseModel):
+    """Keys of later versions are kept as they are."""
+
     model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_unicode(cls, values: Any) -> Any:
+        return _printable(values)
+
+
+def _printable(value: Any) -> Any:
+    """File names that are no UTF-8 reach Python as surrogates, which JSON cannot hold: escape them."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_printable(key): _printable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_printable(inner) for inner in value]
+    return value
 
 
 class Environment(_Part):
@@ -58,6 +78,26 @@ class Model(_Part):
     input_shape: list[int]
     params: int
     macs: int
+    notes: list[str] = Field(default_factory=list)
+
+
+class Data(_Part):
+    """`n_train` images to calibrate from, `n_val` to measure on; `fingerprint` of names and sizes."""
+
+    source: str | None = None
+    classes: list[str] = Field(default_factory=list)
+    n_train: int | None = None
+    n_val: int | None = None
+    fingerprint: str | None = None
+
+
+class Latency(_Part):
+    """Milliseconds for one image."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
 
 
 class Baseline(_Part):
@@ -66,7 +106,7 @@ class Baseline(_Part):
     top1: float | None
     top5: float | None
     n: int
-    latency_ms: dict[str, float] | None
+    latency_ms: Latency | None
 
 
 class Compressed(_Part):
@@ -89,7 +129,12 @@ class Ranges(_Part):
 
 
 class Parity(_Part):
-    """`identical`: share of images whose logits are the same to the bit."""
+    """Logits on `runtime`, compared with what they should be.
+
+    `identical`: share of images whose logits are the same: to the bit where `to_the_bit`, else as the
+    integers that they stand for (a float16 runtime cannot hold every dequantized value). `lsb_histogram`
+    counts logits by their distance in steps of the 8-bit output.
+    """
 
     against: str
     n: int
@@ -99,6 +144,9 @@ class Parity(_Part):
     mean_lsb: float | None
     lsb_histogram: dict[str, int] = Field(default_factory=dict)
     max_abs: float | None = None
+    runtime: str | None = None
+    kind: Kind | None = None
+    to_the_bit: bool = False
 
 
 class CrossParity(_Part):
@@ -115,23 +163,25 @@ class Accuracy(_Part):
 
     runtime: str
     top1: float
-    top5: float
+    top5: float | None
     n: int
     ci95: tuple[float, float]
-    delta: float
-    delta_ci95: tuple[float, float]
+    delta: float | None
+    delta_ci95: tuple[float, float] | None
     kind: Kind = Kind.MEASURED
     runtime_version: str = ""
 
 
 class Benchmark(_Part):
+    """Speed and memory at batch 1; `kind` holds for all of it. A null figure has its reason in `notes`."""
+
     device: str
     runtime: str
     runtime_version: str
     threads: int
     kind: Kind
     runs: int
-    latency_ms: dict[str, float] | None
+    latency_ms: Latency | None
     cold_start_ms: float | None
     peak_memory_bytes: int | None
     throughput_per_s: float | None
@@ -139,6 +189,8 @@ class Benchmark(_Part):
 
 
 class Artifact(_Part):
+    """One file. `ranges` is null for a float file; `failures` make the run fail, `notes` do not."""
+
     target: str
     path: str
     bytes: int
@@ -153,7 +205,9 @@ class Artifact(_Part):
 
 
 class Report(_Part):
-    schema_version: int = SCHEMA_VERSION
+    """report.json."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION, strict=True)
     created: str
     command: str
     recipe: dict[str, Any]
@@ -163,7 +217,7 @@ class Report(_Part):
     compressed: Compressed
     stages: list[Stage]
     artifacts: list[Artifact]
-    data: dict[str, Any] = Field(default_factory=dict)
+    data: Data = Field(default_factory=Data)
     preprocess: dict[str, Any] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
 

@@ -2,39 +2,108 @@
 
 from __future__ import annotations
 
+import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from edge_resnet.report.present import NO_FIGURE, artifact_rows, verdict
-from edge_resnet.report.schema import Report
+from edge_resnet.report.present import headline_benchmark, present
+from edge_resnet.report.schema import Artifact, Kind, Report
+from edge_resnet.report.verdict import Status, problems
+from edge_resnet.report.wording import NO_FIGURE, bytes_words, milliseconds, percent, points, share
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["print_summary"]
 
+_HEADINGS = ("target", "size", "top-1", "delta", "identical", "p50", "how")
+_STYLES = {Status.VERIFIED: "bold green", Status.INCOMPLETE: "bold yellow", Status.FAILED: "bold red"}
 
-def print_summary(report: Report, console: Console) -> None:
-    """One row an artifact and the verdict; 80 columns are enough."""
-    table = Table(box=None, pad_edge=False)
-    headings = ("target", "size", "top-1", "delta", "integers", "identical", "p50", "how")
-    for heading in headings:
-        left = heading in ("target", "how")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
-    if report.baseline.top1 is not None:
-        latency = report.baseline.latency_ms
-        p50 = NO_FIGURE if latency is None else f"{latency['p50']:.3g} ms"
-        top1 = f"{report.baseline.top1:.2%}"
-        table.add_row("float (torch)", NO_FIGURE, top1, *[NO_FIGURE] * 3, p50, "measured")
-    for row in artifact_rows(report):
-        how = "FAILED" if row.failed else row.kind
-        ranges = row.ranges.replace(" of ", "/")
-        table.add_row(row.target, row.size, row.top1, row.delta, ranges, row.identical, row.p50, how)
-    console.print(table)
-    judged = verdict(report)
-    console.print(Text(judged.text, style="green" if judged.good else "bold red"))
+
+def print_summary(report: Report, console: Console, directory: Path | None = None) -> None:
+    """One row an artifact, the verdict with its evidence, and warnings; 80 columns are enough.
+
+    With `directory`, the last line says where the report is.
+    """
+    page = present(report)
+    console.print(_table(report))
+    style = _STYLES[page.verdict.status]
+    _say(console, f"{page.verdict.status.value}. {page.verdict.headline}", style)
+    for failure in page.failures:
+        _say(console, failure, "red", indent=2)
+    for evidence in page.verdict.evidence:
+        _say(console, evidence, indent=2)
     for artifact in report.artifacts:
         for note in artifact.notes:
-            console.print(Text(f"warning: {artifact.target}: {note}", style="yellow"))
+            _say(console, f"warning: {artifact.target}: {note}", "yellow")
+    for remark in _other_kinds(report):
+        _say(console, remark, "yellow")
+    if directory is not None:
+        _say(console, f"report: {directory / 'report.html'}")
+
+
+def _say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    """Plain text: a name from a user is never taken for rich's markup.
+
+    Lines break between words only: a path or a target that is cut in two cannot be copied.
+    """
+    margin = " " * indent
+    lines = textwrap.wrap(
+        text,
+        width=console.width,
+        initial_indent=margin,
+        subsequent_indent=margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for line in lines:
+        console.print(Text(line, style=style), soft_wrap=True)
+
+
+def _table(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in _HEADINGS:
+        left = heading in ("target", "how")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+    baseline = report.baseline
+    if baseline.top1 is not None:
+        p50 = NO_FIGURE if baseline.latency_ms is None else milliseconds(baseline.latency_ms.p50)
+        cells = ("float (torch)", NO_FIGURE, percent(baseline.top1), NO_FIGURE, NO_FIGURE, p50, Kind.MEASURED)
+        table.add_row(*map(Text, cells))
+    for artifact in report.artifacts:
+        style = "red" if problems(artifact) else ""
+        table.add_row(*map(Text, _cells(artifact)), style=style)
+    return table
+
+
+def _cells(artifact: Artifact) -> tuple[str, ...]:
+    accuracy, parity, benchmark = artifact.accuracy, artifact.parity, headline_benchmark(artifact)
+    top1 = delta = identical = p50 = NO_FIGURE
+    if accuracy is not None:
+        top1 = percent(accuracy.top1)
+        if accuracy.delta is not None:
+            delta = points(accuracy.delta)
+            if accuracy.delta_ci95 is not None:
+                low, high = accuracy.delta_ci95
+                delta += f" ±{50 * (high - low):.2f}"
+    if parity is not None and artifact.ranges is not None:
+        identical = share(parity.identical)
+    if benchmark is not None and benchmark.latency_ms is not None:
+        p50 = milliseconds(benchmark.latency_ms.p50)
+    how = "FAILED" if problems(artifact) else NO_FIGURE if accuracy is None else accuracy.kind
+    return artifact.target, bytes_words(artifact.bytes), top1, delta, identical, p50, how
+
+
+def _other_kinds(report: Report) -> list[str]:
+    """The column says how accuracies were had; a latency had in another way gets a line of its own."""
+    remarks = []
+    for artifact in report.artifacts:
+        benchmark, accuracy = headline_benchmark(artifact), artifact.accuracy
+        if benchmark is None or benchmark.latency_ms is None:
+            continue
+        if benchmark.kind != (Kind.MEASURED if accuracy is None else accuracy.kind):
+            remarks.append(f"{artifact.target}: the latency is {benchmark.kind} ({benchmark.device})")
+    return remarks
