@@ -1,11 +1,17 @@
 """Graph -> Core ML, an mlprogram for iOS 17 built with coremltools' MIL Builder, without any of its passes.
 
-Names in the program are those of the graph's nodes with every other character turned into `_`; the package's
-metadata maps them back (NAMES_KEY). For a node x:
+Every value is called NODE_ROLE. NODE is the node's name as `program_names` spells it; the package's metadata
+maps it back (NAMES_KEY). The roles, none of which holds an underscore:
 
-  x_op, x_relu       what it computes
-  x_quantized, x     its integers, and the real values that they stand for
-  x_weight, x_bias   its weights
+  op, relu         what the node computes
+  quantized        its integers
+  value            what its readers take (in a quantized graph, the real values of the integers)
+  weight, bias     its weights
+  cast, centred, real    the way from the image's bytes to the input's real values
+
+So NODE and ROLE can be told apart at the last underscore, and no two values share a name, nor does one take
+the program's own: `image`, `probabilities`, `logits`. (Core ML wants each name once, its input's included;
+coremltools checks this only in a pass that is not run here.)
 
 The image comes as RGB bytes; the answer is the class label, the probabilities, and the logits.
 """
@@ -17,13 +23,15 @@ import re
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edge_resnet.errors import GraphError
+from edge_resnet.errors import GraphError, InputError
 from edge_resnet.export.coreml_library import import_coremltools, without_progress_bars
 from edge_resnet.files import replace_directory
 from edge_resnet.graph.graph import Graph
@@ -31,6 +39,7 @@ from edge_resnet.graph.nodes import (
     Activation,
     Add,
     AvgPool,
+    BatchNorm,
     Conv,
     Flatten,
     GlobalAvgPool,
@@ -46,7 +55,7 @@ from edge_resnet.graph.nodes import (
     Subsample,
 )
 
-__all__ = ["NAMES_KEY", "Precision", "write_coreml"]
+__all__ = ["NAMES_KEY", "Precision", "program_names", "write_coreml"]
 
 Precision = Literal["float16", "float32"]
 
@@ -60,10 +69,13 @@ def write_coreml(graph: Graph, path: Path, *, precision: Precision, labels: Sequ
     `precision` is the program's float type: float16 is what the Neural Engine runs. Scales are stored in it,
     which keeps them exact, since the graph's are exact in float16. Without labels the program has no
     classifier at its end, only `logits`.
-    Raises MissingToolError without coremltools, GraphError for a node that should have been lowered.
+    Raises MissingToolError without coremltools, GraphError for a node that should have been lowered and for a
+    number that `precision` cannot hold, InputError for labels that do not fit and a place that cannot be
+    written.
     """
     ct = import_coremltools()
-    names = _unique_names(graph)
+    _check_labels(graph, labels)
+    names = program_names(graph)
     program = _Writer(graph, names, np.dtype(precision).type).program(bool(labels))
     channels, height, width = graph.input.shape
     image = ct.ImageType(name="image", shape=(1, channels, height, width), color_layout=ct.colorlayout.RGB)
@@ -84,17 +96,33 @@ def write_coreml(graph: Graph, path: Path, *, precision: Precision, labels: Sequ
     metadata.userDefined.clear()  # holds the date of conversion
     metadata.userDefined[NAMES_KEY] = json.dumps({mil: name for name, mil in names.items()})
     metadata.shortDescription = f"{graph.name}, written by edge-resnet"
-    _write_package(spec.SerializeToString(deterministic=True), Path(model.weights_dir), path)
+    try:
+        _write_package(spec.SerializeToString(deterministic=True), Path(model.weights_dir), path)
+    finally:  # coremltools would keep its own copy until the process ends
+        shutil.rmtree(model.package_path, ignore_errors=True)
+
+
+def _check_labels(graph: Graph, labels: Sequence[str]) -> None:
+    """Core ML answers with a dictionary from label to probability: one for each class, and no label twice."""
+    if labels and graph.output_shape != (len(labels),):
+        raise InputError(f"{len(labels)} class labels for an output of shape {graph.output_shape}")
+    for label, count in Counter(labels).items():
+        if count > 1:
+            raise InputError(f"class label {label!r} appears {count} times; Core ML needs different ones")
 
 
 def _write_package(spec: bytes, weights: Path, path: Path) -> None:
     """The package's folder, complete before it takes its name, with identifiers that do not change."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"{path}: cannot write: {error.strerror}") from error
     try:
         data = temporary / "Data" / "com.apple.CoreML"
-        data.mkdir(parents=True)
+        (data / "weights").mkdir(parents=True)
         (data / "model.mlmodel").write_bytes(spec)
-        shutil.copytree(weights, data / "weights", copy_function=shutil.copyfile)
+        for blob in weights.iterdir():
+            shutil.copyfile(blob, data / "weights" / blob.name)
         items = {
             str(uuid.uuid5(_NAMESPACE, name)).upper(): {
                 "author": "com.apple.CoreML",
@@ -112,17 +140,24 @@ def _write_package(spec: bytes, weights: Path, path: Path) -> None:
         (temporary / "Manifest.json").write_text(json.dumps(manifest, indent=4) + "\n")
         temporary.chmod(0o755)
         replace_directory(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _unique_names(graph: Graph) -> dict[str, str]:
-    """Node name -> its name in the program."""
+def program_names(graph: Graph) -> dict[str, str]:
+    """Node name -> its name in the program: what is no letter or digit becomes `_`; equal names get more.
+
+    >>> from edge_resnet.graph.nodes import Input
+    >>> program_names(Graph("g", (Input(name="layer1.0", shape=(3, 1, 1)),)))
+    {'layer1.0': 'layer1_0'}
+    """
     names: dict[str, str] = {}
     used: set[str] = set()
     for node in graph.nodes:
         base = re.sub(r"\W", "_", node.name, flags=re.ASCII)
-        mil = base if base[0].isalpha() or base[0] == "_" else f"_{base}"
+        mil = base if base[:1].isalpha() else f"n{base}"
         while mil in used:
             mil += "_"
         used.add(mil)
@@ -154,7 +189,7 @@ class _Writer:
         ) as main:
             self._input(main.inputs["image"])
             for node in self.graph.nodes[1:]:
-                if type(node) not in _WRITERS:
+                if self.quantized and isinstance(node, Normalize | BatchNorm):
                     raise GraphError(
                         f"node {node.name!r} ({type(node).__name__}) must be lowered before export"
                     )
@@ -173,33 +208,40 @@ class _Writer:
         if node.quant is None:
             self.made[node.name] = image  # cast behind the normalization, whose mean float16 would round
             if not any(isinstance(reader, Normalize) for reader in self.graph.consumers[node.name]):
-                self.made[node.name] = self._cast(image, f"{self.names[node.name]}_cast")
+                self.made[node.name] = self.cast(node, image, "cast")
             return
-        x = self._cast(image, f"{self.names[node.name]}_cast")
-        x = mb.sub(x=x, y=self.dtype(128 + node.quant.zero_point), name=f"{self.names[node.name]}_centred")
-        x = mb.mul(x=x, y=self.dtype(node.quant.scale), name=f"{self.names[node.name]}_real")
+        x = self.cast(node, image, "cast")
+        x = mb.sub(x=x, y=self.dtype(128 + node.quant.zero_point), name=self.name(node, "centred"))
+        x = mb.mul(x=x, y=self.dtype(node.quant.scale), name=self.name(node, "real"))
         self._quantize(node, x)
 
-    def _cast(self, value: Any, name: str) -> Any:
-        return value if self.dtype is np.float32 else self.mb.cast(x=value, dtype="fp16", name=name)
-
     def _quantize(self, node: Node, value: Any) -> None:
-        mil, quant = self.names[node.name], node.quant
+        quant = node.quant
         assert quant is not None
         parameters = {"scale": self.dtype(quant.scale), "zero_point": np.int8(quant.zero_point)}
-        integers = self.mb.quantize(input=value, output_dtype="int8", name=f"{mil}_quantized", **parameters)
-        self.made[node.name] = self.mb.dequantize(input=integers, name=mil, **parameters)
+        name = self.name(node, "quantized")
+        integers = self.mb.quantize(input=value, output_dtype="int8", name=name, **parameters)
+        self.made[node.name] = self.mb.dequantize(input=integers, name=self.name(node, "value"), **parameters)
 
     # What the node writers use.
 
+    def name(self, node: Node, role: str) -> str:
+        return f"{self.names[node.name]}_{role}"
+
+    def cast(self, node: Node, value: Any, role: str) -> Any:
+        if self.dtype is np.float32:
+            return value
+        return self.mb.cast(x=value, dtype="fp16", name=self.name(node, role))
+
     def emit(self, node: Node, operation: Callable[..., Any], **values: Any) -> None:
         """The operation, then its ReLU, then its integers."""
-        mil = self.names[node.name]
         relu = getattr(node, "activation", Activation.NONE) is Activation.RELU
-        last = mil if not self.quantized else ""
-        value = operation(name=f"{mil}_op" if relu or self.quantized else last, **values)
+        value = operation(
+            name=self.name(node, "op" if relu or self.quantized else "value"),
+            **values,
+        )
         if relu:
-            value = self.mb.relu(x=value, name=last or f"{mil}_relu")
+            value = self.mb.relu(x=value, name=self.name(node, "relu" if self.quantized else "value"))
         if self.quantized:
             self._quantize(node, value)
         else:
@@ -208,23 +250,33 @@ class _Writer:
     def source(self, node: Node, index: int = 0) -> Any:
         return self.made[node.inputs[index]]
 
+    def stored(self, node: Node, values: Any) -> Any:
+        """The numbers in the program's type; GraphError where they would become infinite."""
+        with np.errstate(over="ignore"):
+            typed = np.asarray(values).astype(self.dtype)
+        if not np.isfinite(typed).all():
+            raise GraphError(f"node {node.name!r}: a number is too large for {np.dtype(self.dtype).name}")
+        return typed
+
     def weights(self, node: Conv | Linear) -> dict[str, Any]:
         """Weight and bias. Core ML has no integer bias: its real values stand there."""
-        mil, weights = self.names[node.name], node.weights
+        weights = node.weights
         if not isinstance(weights, IntWeights):
-            return {"weight": weights.weight.astype(self.dtype), "bias": weights.bias.astype(self.dtype)}
+            return {"weight": self.stored(node, weights.weight), "bias": self.stored(node, weights.bias)}
         source = self.graph.by_name[node.inputs[0]].quant
         assert source is not None
         weight = self.mb.constexpr_affine_dequantize(
             quantized_data=weights.weight,
             zero_point=np.zeros(len(weights.scale), np.int8),
-            scale=weights.scale.astype(self.dtype),
+            scale=self.stored(node, weights.scale),
             axis=np.int32(0),
-            name=f"{mil}_weight",
+            name=self.name(node, "weight"),
         )
-        unit = np.float32(source.scale) * weights.scale
-        bias = (weights.bias.astype(np.float64) * unit).astype(self.dtype)
-        return {"weight": weight, "bias": self.mb.const(val=bias, name=f"{mil}_bias")}
+        bias = weights.bias.astype(np.float64) * (np.float32(source.scale) * weights.scale)
+        return {
+            "weight": weight,
+            "bias": self.mb.const(val=self.stored(node, bias), name=self.name(node, "bias")),
+        }
 
 
 def _pads(padding: Padding) -> list[int]:
@@ -275,15 +327,26 @@ def _zero_pad(writer: _Writer, node: Node, amounts: list[int]) -> None:
 
 
 def _normalize(writer: _Writer, node: Normalize) -> None:
-    mil, mb = writer.names[node.name], writer.mb
-    value = mb.sub(x=writer.source(node), y=node.mean[None, :, None, None], name=f"{mil}_centred")
+    mb = writer.mb
+    value = mb.sub(x=writer.source(node), y=_per_channel(node.mean), name=writer.name(node, "centred"))
     if not np.all(node.std == 1):
-        value = mb.real_div(x=value, y=node.std[None, :, None, None], name=f"{mil}_op")
-    writer.made[node.name] = writer._cast(value, mil)
+        value = mb.real_div(x=value, y=_per_channel(node.std), name=writer.name(node, "op"))
+    writer.made[node.name] = writer.cast(node, value, "value")
+
+
+def _batch_norm(writer: _Writer, node: BatchNorm) -> None:
+    scale, shift = (writer.stored(node, _per_channel(values)) for values in (node.scale, node.shift))
+    value = writer.mb.mul(x=writer.source(node), y=scale, name=writer.name(node, "real"))
+    writer.emit(node, writer.mb.add, x=value, y=shift)
+
+
+def _per_channel(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values[None, :, None, None]
 
 
 _WRITERS: dict[type[Node], Callable[..., None]] = {
     Normalize: _normalize,
+    BatchNorm: _batch_norm,
     Conv: _conv,
     Linear: lambda w, node: w.emit(node, w.mb.linear, x=w.source(node), **w.weights(node)),
     Relu: lambda w, node: w.emit(node, w.mb.relu, x=w.source(node)),

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import platform
 import sys
+import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,23 +28,38 @@ def open_coreml(path: Path) -> Runner:
 
 
 class CoreMLRunner:
-    """Core ML on this Mac, on all of its compute units or (`units` "CPU_ONLY") on the CPU."""
+    """Core ML on this Mac, on all of its compute units or (`units` "CPU_ONLY") on the CPU.
+
+    Raises VerificationError when Core ML does not accept the package or fails to run it.
+    """
 
     emulated = False
 
-    def __init__(self, path: Path, units: str = "ALL") -> None:
+    def __init__(self, path: Path, units: Literal["ALL", "CPU_ONLY"] = "ALL") -> None:
         ct = import_coremltools()
         self.runtime = f"Core ML ({units})"
         self.version = f"macOS {platform.mac_ver()[0]}"
+        self._path = path
         try:
-            self._model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit[units])
+            with warnings.catch_warnings():
+                # That Core ML refused the program is only a RuntimeWarning of coremltools.
+                warnings.simplefilter("error", RuntimeWarning)
+                self._model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit[units])
         except Exception as error:  # Core ML's errors arrive as RuntimeError and plain Exception
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise VerificationError(f"{path}: Core ML does not accept the package: {reason}") from error
+            raise VerificationError(
+                f"{path}: Core ML does not accept the package: {_reason(error)}"
+            ) from error
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [N, H, W, 3] -> the output `logits`, float32 [N, classes]."""
         from PIL import Image
 
-        answers = [self._model.predict({"image": Image.fromarray(image)})["logits"] for image in pixels]
+        try:
+            answers = [self._model.predict({"image": Image.fromarray(image)})["logits"] for image in pixels]
+        except Exception as error:
+            raise VerificationError(f"{self._path}: Core ML does not run it: {_reason(error)}") from error
         return np.concatenate(answers).astype(np.float32)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

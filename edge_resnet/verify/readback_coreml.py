@@ -1,4 +1,8 @@
-"""What an int8 .mlpackage says: parameters of every tensor and the integer weights of every layer."""
+"""What an int8 .mlpackage says: parameters of every tensor and the integer weights of every layer.
+
+The program's values are called NODE_ROLE, and the package's metadata maps NODE to the graph's name. A layer
+is known by its own operation, not by what its weight is called; each operation must be where its name says.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_resnet.errors import GraphError, VerificationError
+from edge_resnet.errors import VerificationError
 from edge_resnet.graph.nodes import QuantParams
 from edge_resnet.runners.mil_program import MilProgram, read_package
 from edge_resnet.verify.contents import ArtifactContents, StoredWeights
@@ -24,34 +28,70 @@ def read_coreml(path: Path) -> ArtifactContents:
     program = read_package(path)
     try:
         return _contents(program)
-    except (GraphError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise VerificationError(
-            f"{path}: damaged Core ML package: {type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:  # damaged bytes may show as any type: a missing input, no number, a wrong size
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not isinstance(error, VerificationError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise VerificationError(f"{path}: damaged Core ML package: {reason}") from error
 
 
 def _contents(program: MilProgram) -> ArtifactContents:
-    names = json.loads(program.metadata[_NAMES_KEY])
+    nodes = json.loads(program.metadata[_NAMES_KEY])
     activations: dict[str, QuantParams] = {}
     conflicts: list[str] = []
     weights: dict[str, StoredWeights] = {}
     for op in program.operations:
         if op.op_type in ("quantize", "dequantize"):
-            integers = op.outputs[0] if op.op_type == "quantize" else op.input
-            name = names[str(integers.name).removesuffix("_quantized")]
+            name = nodes[_node(op, "quantized" if op.op_type == "quantize" else "value")]
+            _check_source(op)
             quant = QuantParams(float(np.float32(op.scale.val)), int(op.zero_point.val))
             if activations.setdefault(name, quant) != quant:
                 conflicts.append(name)
         elif op.op_type in ("conv", "linear"):
-            stored = op.weight.op
-            weights[names[str(op.weight.name).removesuffix("_weight")]] = _stored(stored, op.bias)
+            base = _node(op, "op")
+            if str(op.weight.name) != f"{base}_weight" or str(op.bias.name) != f"{base}_bias":
+                raise VerificationError(f"layer {nodes[base]} has another layer's weight or bias")
+            weights[nodes[base]] = _stored(op.weight.op, op.bias)
+    _check_image(program.operations)
     return ArtifactContents(activations, weights, tuple(dict.fromkeys(conflicts)))
 
 
+def _node(op: Any, role: str) -> str:
+    """The node's part of the name of the operation's result."""
+    base, _, found = str(op.outputs[0].name).rpartition("_")
+    if found != role:
+        raise VerificationError(f"the result of a {op.op_type} is called {op.outputs[0].name}")
+    return base
+
+
+def _check_source(op: Any) -> None:
+    """`quantize` reads its own node's result, `dequantize` the integers of its own node."""
+    base, _, role = str(op.input.name).rpartition("_")
+    roles = ("quantized",) if op.op_type == "dequantize" else ("op", "relu", "real")
+    if base != str(op.outputs[0].name).rpartition("_")[0] or role not in roles:
+        raise VerificationError(f"{op.outputs[0].name} reads {op.input.name}")
+
+
+def _check_image(operations: list[Any]) -> None:
+    """The bytes become the input's real values by its parameters: (byte - (128 + zero)) * scale."""
+    first = next((op for op in operations if op.op_type == "quantize"), None)
+    if first is None:
+        raise VerificationError("it holds no quantized tensor")
+    scaled = first.input.op
+    centred = scaled.x.op
+    expected = (float(first.scale.val), 128 + int(first.zero_point.val))
+    if (scaled.op_type, centred.op_type) != ("mul", "sub"):
+        raise VerificationError("the image's bytes do not become numbers by a subtraction and a product")
+    if (float(scaled.y.val), float(centred.y.val)) != expected:
+        raise VerificationError("the image's bytes are not scaled by the input's parameters")
+
+
 def _stored(op: Any, bias: Any) -> StoredWeights:
-    if op.op_type != "constexpr_affine_dequantize" or int(op.axis.val) != 0:
-        raise VerificationError(f"operation {op.name}: its weight is not int8 along the output channels")
-    weight = np.array(op.quantized_data.val, np.int8)
+    if op is None or op.op_type != "constexpr_affine_dequantize" or int(op.axis.val) != 0:
+        raise VerificationError("a weight is not int8 along the output channels")
+    weight = np.array(op.quantized_data.val)
     scale = np.array(op.scale.val, np.float32)
+    if weight.dtype != np.int8 or scale.shape != weight.shape[:1]:
+        raise VerificationError(f"operation {op.name}: {weight.dtype} weights with scales {scale.shape}")
     zero = np.broadcast_to(np.array(op.zero_point.val, np.int64), scale.shape)
     return StoredWeights(weight, scale, zero, np.array(bias.val))
