@@ -27,12 +27,28 @@ def read_coreml(path: Path) -> ArtifactContents:
     """Read the package back. Raises VerificationError when it is not a readable one of this kind."""
     program = read_package(path)
     try:
+        _check_manifest(path)
         return _contents(program)
     except Exception as error:  # damaged bytes may show as any type: a missing input, no number, a wrong size
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if not isinstance(error, VerificationError):
             reason = f"{type(error).__name__}: {reason}"
         raise VerificationError(f"{path}: damaged Core ML package: {reason}") from error
+
+
+def _check_manifest(path: Path) -> None:
+    """Core ML finds the model and its weights through the manifest alone."""
+    manifest = json.loads((path / "Manifest.json").read_text())
+    items = manifest["itemInfoEntries"]
+    found = {key: path / "Data" / item["path"] for key, item in items.items()}
+    if not all(target.exists() for target in found.values()):
+        raise VerificationError("Manifest.json names a file that is not there")
+    names = {target.name for target in found.values()}
+    if (
+        names != {"model.mlmodel", "weights"}
+        or found[manifest["rootModelIdentifier"]].name != "model.mlmodel"
+    ):
+        raise VerificationError("Manifest.json does not name the model and its weights")
 
 
 def _contents(program: MilProgram) -> ArtifactContents:
