@@ -2,6 +2,8 @@
 
 DIR/{train,val|test}/CLASS/*.jpg|png       in a .zip also below one top folder
 DIR/CLASS/*.jpg|png                        without splits: calibration and evaluation share the images
+
+Split names and file extensions in any case; hidden files and folders are no images.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ __all__ = ["Batch", "ImageData", "ImageSplit", "Store", "open_images"]
 
 _VALIDATION = ("val", "test", "validation")
 _DECODERS = 2
+_SHOWN = 3  # names in an error
 
 
 class Store(Protocol):
@@ -105,9 +108,9 @@ class ImageSplit:
         if decoded.corrupt:
             names = [name for name, _ in decoded.corrupt]
             if not skip_corrupt:
-                others = f" and {len(names) - 1} more in this batch" if len(names) > 1 else ""
                 raise InputError(
-                    f"{self.store.source}: corrupt image {names[0]}{others} ({decoded.corrupt[0][1]}); "
+                    f"{self.store.source}: corrupt image {_first(names)} in this batch "
+                    f"({decoded.corrupt[0][1]}); "
                     "repair or remove it, or skip such images with --set evaluate.skip_corrupt=true"
                 )
             self.skipped += [name for name in names if name not in self.skipped]
@@ -140,7 +143,8 @@ class ImageData:
 def open_images(source: str) -> ImageData:
     """Look through DATA without decoding.
 
-    Raises InputError for what is missing, empty, of one class, or of other classes in train than in val.
+    Raises InputError for what is missing, unreadable, empty, of one class, or of other classes in train than
+    in val, and for names that no report could hold (not UTF-8).
     """
     return _arranged(_open_store(source))
 
@@ -165,15 +169,23 @@ def _arranged(store: Store) -> ImageData:
         raise InputError(f"{store.source}: no images; expected {{train,val|test}}/CLASS/*.jpg or *.png")
     digest = hashlib.sha256()
     for name, token in entries:
-        digest.update(f"{name}\0{token}\n".encode())
-    by_split: dict[str, list[tuple[str, str]]] = {}
+        try:
+            digest.update(f"{name}\0{token}\n".encode())
+        except UnicodeEncodeError as error:
+            raise InputError(f"{store.source}: the file name {name!r} is not UTF-8; rename it") from error
+    by_split: dict[str, Entries] = {}
     for name, _ in entries:
         *folders, _file = name.split("/")
-        if len(folders) >= 2 and folders[-2] in ("train", *_VALIDATION):
-            by_split.setdefault(folders[-2], []).append((folders[-1], name))
+        split = folders[-2].lower() if len(folders) >= 2 else ""
+        if split in ("train", *_VALIDATION):
+            by_split.setdefault(split, []).append((folders[-1], name))
         elif len(folders) >= 1:
             by_split.setdefault("", []).append((folders[-1], name))
     train, validation, notes = _choose_splits(store.source, by_split)
+    used = {name for _, name in train} | {name for _, name in validation}
+    unused = [name for name, _ in entries if name not in used]
+    if unused:
+        notes += (f"{store.source}: {len(unused)} images in other folders are not used: {_first(unused)}",)
     classes = tuple(sorted({label for label, _ in validation}))
     _check_classes(store.source, classes, {label for label, _ in train})
     splits = {"train": _split(store, train, classes), "val": _split(store, validation, classes)}
@@ -204,9 +216,18 @@ def _check_classes(source: str, classes: tuple[str, ...], train: set[str]) -> No
             f"{source}: only one class ({classes[0]}); a classifier needs one folder for each class"
         )
     if set(classes) != train:
-        only = sorted(set(classes) ^ train)
-        where = "train" if only[0] in train else "val/test"
-        raise InputError(f"{source}: class {only[0]!r} is in {where} only ({len(only)} such classes)")
+        sides = (("train", train - set(classes)), ("val/test", set(classes) - train))
+        told = [
+            f"class {_first([repr(label) for label in sorted(only)])} is in {where} only"
+            for where, only in sides
+            if only
+        ]
+        raise InputError(f"{source}: {'; '.join(told)}; both need the same class folders")
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _split(store: Store, entries: Entries, classes: tuple[str, ...]) -> ImageSplit:

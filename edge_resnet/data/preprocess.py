@@ -20,6 +20,11 @@ __all__ = ["Interpolation", "Preprocess"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Crop = Literal["center", "none"]
 
+_LARGEST_SIDE = 4096
+_LARGEST_RESIZE = 2 * _LARGEST_SIDE
+# Below this, 1 / std times a float32 pixel is no number to calibrate on: a slip of the pen, not a data set.
+_SMALLEST_STD = 1e-6
+
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -45,15 +50,20 @@ class Preprocess:
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or not all(1 <= side <= 4096 for side in self.size):
-            raise InputError(f"preprocess.size {list(self.size)}: give height and width, 1 to 4096 pixels")
+        if len(self.size) != 2 or not all(1 <= side <= _LARGEST_SIDE for side in self.size):
+            raise InputError(
+                f"preprocess.size {list(self.size)}: give height and width, 1 to {_LARGEST_SIDE} pixels"
+            )
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(np.isfinite(values)):
                 raise InputError(f"preprocess.{key} {list(values)}: give three numbers, for R, G and B")
-        if min(self.std) <= 0:
-            raise InputError(f"preprocess.std {list(self.std)}: every value must be greater than 0")
-        if self.resize is not None and self.resize < 1:
-            raise InputError(f"preprocess.resize {self.resize}: give the shorter side in pixels, or null")
+        if min(self.std) < _SMALLEST_STD:
+            raise InputError(f"preprocess.std {list(self.std)}: every value must be at least {_SMALLEST_STD}")
+        if self.resize is not None and not 1 <= self.resize <= _LARGEST_RESIZE:
+            raise InputError(
+                f"preprocess.resize {self.resize}: give the shorter side in pixels, "
+                f"1 to {_LARGEST_RESIZE}, or null"
+            )
         for key, value, choices in (
             ("crop", self.crop, get_args(Crop)),
             ("interpolation", self.interpolation, get_args(Interpolation)),
@@ -65,29 +75,33 @@ class Preprocess:
     def from_json(cls, values: Mapping[str, Any]) -> Preprocess:
         """From recipe or file values: `size` may be one number, lists become tuples.
 
-        Raises InputError that names the key.
+        Raises InputError that names the key: unknown, missing, or of another type.
         """
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             known = ", ".join(f"preprocess.{key}" for key in cls.__dataclass_fields__)
             raise InputError(f"unknown key 'preprocess.{min(unknown)}'; known keys: {known}")
+        missing = [key for key in ("size", "mean", "std") if key not in values]
+        if missing:
+            raise InputError(f"preprocess.{missing[0]} is missing")
         clean = dict(values)
-        try:
-            size = clean["size"]
-            clean["size"] = (int(size), int(size)) if isinstance(size, int) else tuple(map(int, size))
-            for key in ("mean", "std"):
-                clean[key] = tuple(map(float, clean[key]))
-            if clean.get("resize") is not None:
-                clean["resize"] = int(clean["resize"])
-        except (TypeError, ValueError) as error:
-            raise InputError(f"preprocess {dict(values)}: {error}") from error
+        size = clean["size"]
+        sides = size if isinstance(size, list | tuple) else (size, size)
+        clean["size"] = tuple(_whole("size", side) for side in sides)
+        for key in ("mean", "std"):
+            clean[key] = _numbers(key, clean[key])
+        if clean.get("resize") is not None:
+            clean["resize"] = _whole("resize", clean["resize"])
         return cls(**clean)
 
     def to_json(self) -> dict[str, Any]:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     def to_pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Any PIL image -> uint8 [H, W, 3]. Crops as torchvision's CenterCrop does."""
+        """Any PIL image -> uint8 [H, W, 3]. Resizes and crops as torchvision's Resize and CenterCrop do.
+
+        Raises ValueError for a strip so long that resizing it would not fit into memory.
+        """
         image = _rgb(image)
         height, width = self.size
         resample = _RESAMPLING[self.interpolation]
@@ -116,11 +130,28 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
     if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: PIL would clip, not scale
-        return Image.fromarray((np.asarray(image, np.float64) / 257).astype(np.uint8)).convert("RGB")
+        grey = np.clip(np.asarray(image, np.float64) / 257, 0, 255)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _resize_shorter_side(image: Image.Image, shorter: int, resample: Image.Resampling) -> Image.Image:
-    scale = shorter / min(image.size)
-    size = tuple(shorter if side == min(image.size) else int(side * scale) for side in image.size)
-    return image.resize((size[0], size[1]), resample)
+    short, long = min(image.size), max(image.size)
+    # In torchvision's order: long * (shorter / short) is one pixel less for some sizes (49x98 to 32).
+    longer = int(shorter * long / short)
+    if Image.MAX_IMAGE_PIXELS is not None and shorter * longer > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels become {shorter}x{longer} after resizing")
+    return image.resize((shorter, longer) if image.width <= image.height else (longer, shorter), resample)
+
+
+def _whole(key: str, value: Any) -> int:
+    """224 or 224.0; what is no whole number (true, .inf, 31.7, "224") is refused rather than rounded."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
+        raise InputError(f"preprocess.{key} {value!r}: give a whole number of pixels")
+    return int(value)
+
+
+def _numbers(key: str, values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or not all(isinstance(value, int | float) for value in values):
+        raise InputError(f"preprocess.{key} {values!r}: give three numbers, for R, G and B")
+    return tuple(map(float, values))

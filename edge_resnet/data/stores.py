@@ -6,8 +6,7 @@ import io
 import os
 import threading
 import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +19,28 @@ from edge_resnet.errors import InputError
 __all__ = ["FolderStore", "ZipStore"]
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# What files of these names really hold (a .jpg is now and then a PNG or a GIF). PIL knows many more formats,
+# some of which start programs (EPS: Ghostscript); none of them is needed.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 # One image file larger than this is not a photo: a zip member may claim to be small and unpack to gigabytes.
 _LARGEST_FILE = 256 * 2**20
 
 
 def _decoded(data: bytes | Path, preprocess: Preprocess) -> NDArray[np.uint8]:
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_FORMATS) as image:
+            # PIL itself only warns up to twice its limit.
+            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels, a decompression bomb")
             image.load()
             return preprocess.to_pixels(image)
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
 
 
-def _is_image(name: str) -> bool:
-    # Files that start with a dot are macOS's and editors' leftovers, images only by their names.
-    return name.lower().endswith(_IMAGES) and not name.rsplit("/", 1)[-1].startswith(".")
+def _is_hidden(name: str) -> bool:
+    # macOS's and editors' leftovers, images only by their names: ._0.jpg, .ipynb_checkpoints/0.jpg.
+    return name.startswith(".") or name == "__MACOSX"
 
 
 class FolderStore:
@@ -46,17 +51,35 @@ class FolderStore:
         self._folder = folder
 
     def names(self) -> Sequence[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
-        for directory, _, files in os.walk(self._folder, followlinks=True):
-            relative = Path(directory).relative_to(self._folder).as_posix()
-            prefix = "" if relative == "." else f"{relative}/"
-            for file in files:
-                if _is_image(file):
-                    found.append((prefix + file, str((Path(directory) / file).stat().st_size)))
-        return sorted(found)
+        try:
+            return sorted(self._walk(self._folder, "", frozenset()))
+        except OSError as error:
+            raise InputError(f"{error.filename or self.source}: cannot be read: {error.strerror}") from error
+
+    def _walk(
+        self, folder: Path, prefix: str, above: frozenset[tuple[int, int]]
+    ) -> Iterator[tuple[str, str]]:
+        """Follows links, for data sets are often made of them. `above`: the folders that hold this one."""
+        status = folder.stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            raise InputError(f"{folder}: a link back to a folder that holds it; remove the link")
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _is_hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    yield from self._walk(folder / entry.name, f"{prefix}{entry.name}/", above | {here})
+                elif entry.name.lower().endswith(_IMAGES):
+                    # A broken link is listed, and then treated as any other corrupt image.
+                    size = str(entry.stat().st_size) if entry.is_file() else "no file"
+                    yield prefix + entry.name, size
 
     def pixels(self, name: str, preprocess: Preprocess) -> NDArray[np.uint8]:
-        return _decoded(self._folder / name, preprocess)
+        path = self._folder / name
+        if not path.is_file():  # a named pipe would block for ever
+            raise ValueError("a broken link, or not a file")
+        return _decoded(path, preprocess)
 
 
 class ZipStore:
@@ -66,7 +89,7 @@ class ZipStore:
         self.source = str(path)
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise InputError(f"{path}: not an image folder and not a readable .zip: {error}") from error
         self._lock = threading.Lock()
 
@@ -74,10 +97,12 @@ class ZipStore:
         found: list[tuple[str, str]] = []
         for member in self._zip.infolist():
             name = member.filename
-            if member.is_dir() or not _is_image(name) or name.startswith("__MACOSX/"):
+            if member.is_dir() or not name.lower().endswith(_IMAGES):
                 continue
             if name.startswith("/") or ".." in name.split("/") or "\\" in name:
                 raise InputError(f"{self.source}: member {name!r} points outside the archive")
+            if any(map(_is_hidden, name.split("/"))):
+                continue
             if member.flag_bits & 1:
                 raise InputError(f"{self.source}: member {name!r} is encrypted")
             if member.file_size > _LARGEST_FILE:
@@ -87,8 +112,9 @@ class ZipStore:
 
     def pixels(self, name: str, preprocess: Preprocess) -> NDArray[np.uint8]:
         try:
-            with self._lock:  # one file handle
-                data = self._zip.read(name)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-            raise ValueError(str(error)) from error
+            with self._lock, self._zip.open(name) as member:  # one file handle
+                # Not read(): it unpacks everything first, and a member may hold far more than it declares.
+                data = member.read(self._zip.getinfo(name).file_size)
+        except Exception as error:  # each compression method has error types of its own
+            raise ValueError(str(error) or type(error).__name__) from error
         return _decoded(data, preprocess)

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_resnet.data.preprocess import Preprocess
-from edge_resnet.errors import EdgeResnetError, InputError
+from edge_resnet.errors import EdgeResnetError, InputError, MissingToolError
 from edge_resnet.files import sha256_of
 from edge_resnet.frontends.weights import check_finite, load_into, load_state_dict_file
 from edge_resnet.models.torchvision_models import import_timm, import_torchvision
@@ -26,6 +27,8 @@ from edge_resnet.models.zoo import DEMO_WEIGHTS, ZOO
 __all__ = ["LoadedModel", "open_model", "resolve_preprocess"]
 
 _OTHER_FORMATS = (".pt2", ".onnx", ".keras", ".h5", ".tflite", ".pb")
+# Where the lines of a traceback are not the user's.
+_LIBRARIES = ("<frozen", __file__, *{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +59,14 @@ def open_model(model: str, weights: Path | None, classes_of_data: int | None, se
     Raises InputError: an unknown name (the nearest are given), another architecture, an error in the user's
     own code (its type and line are given).
     """
-    source = _source_of(model)
     notes: list[str] = []
     state = load_state_dict_file(weights) if weights is not None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        source = _source_of(model)  # runs the user's own code, and builds timm's models once to ask them
+        torch.manual_seed(seed)
         module = source.build(None)
-        wanted = _classes_wanted(module, state, None if source.brings_weights else classes_of_data)
+        wanted = None if source.brings_weights else _classes_wanted(module, state, classes_of_data)
         if wanted is not None:
             torch.manual_seed(seed)
             module = source.build(wanted)
@@ -135,16 +139,30 @@ def _source_of(model: str) -> _Source:
             f"{model}: this version reads torch modules, not {Path(model).suffix} files; give "
             "torchvision:NAME, timm:NAME or path/to/file.py:callable (it returns an nn.Module), and --weights"
         )
-    if rest:
-        return _user_code(prefix, rest)
+    location, _, attribute = model.rpartition(":")
+    if location and attribute:
+        return _user_code(location, attribute)
+    if model.removesuffix(":").endswith(".py"):
+        raise InputError(f"{model}: name the callable that returns the model: {model.removesuffix(':')}:NAME")
     if Path(model).suffix in (".pt", ".pth", ".th", ".safetensors"):
         raise InputError(f"{model}: a weights file says nothing of the model; give MODEL --weights {model}")
-    raise InputError(_unknown("model", model, list(ZOO), "see `edge-resnet models`"))
+    raise InputError(_elsewhere(model) or _unknown("model", model, list(ZOO), "see `edge-resnet models`"))
 
 
 def _unknown(what: str, name: str, known: Sequence[str], otherwise: str) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"unknown {what} {name!r}; {'did you mean ' + ', '.join(near) + '?' if near else otherwise}"
+
+
+def _elsewhere(name: str) -> str | None:
+    """Torchvision's name, given bare (`resnet50`): the nearest of our own names would be a wrong guess."""
+    try:
+        models = import_torchvision().models
+    except MissingToolError:
+        return None
+    if name not in models.list_models(module=models):
+        return None
+    return f"unknown model {name!r}; did you mean torchvision:{name}?"
 
 
 def _torchvision(name: str) -> _Source:
@@ -176,7 +194,10 @@ def _timm(name: str) -> _Source:
     timm = import_timm()
     if not timm.is_model(name):
         raise InputError(_unknown("timm model", name, timm.list_models(), "no such name"))
-    config = timm.data.resolve_model_data_config(timm.create_model(name, pretrained=False))
+    try:
+        config = timm.data.resolve_model_data_config(timm.create_model(name, pretrained=False))
+    except RuntimeError as error:  # is_model() looks at the part before the dot, create_model() at the tag
+        raise InputError(f"timm model {name!r}: {error}") from error
     size = tuple(int(side) for side in config["input_size"][1:])
 
     def build(classes: int | None) -> nn.Module:
@@ -195,24 +216,36 @@ def _timm(name: str) -> _Source:
 
 
 def _user_code(location: str, attribute: str) -> _Source:
-    """path/to/file.py:callable or package.module:callable: the user's own code, run as Python runs it."""
+    """path/to/file.py:callable or package.module:callable: the user's own code, run as Python runs it.
+
+    A module that stands there ready-made is taken too.
+    """
     try:
         module = _import_file(Path(location)) if location.endswith(".py") else _import_module(location)
         function = getattr(module, attribute, None)
         if function is None:
             names = [name for name in vars(module) if callable(getattr(module, name)) and name[0] != "_"]
             raise InputError(f"{location}: {_unknown('callable', attribute, names, 'it has no such name')}")
-        built = function()
+        built = function if isinstance(function, nn.Module) else function()
     except EdgeResnetError:
         raise
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        at = f"{frame.filename}:{frame.lineno}"
-        raise InputError(f"{location}:{attribute} failed: {type(error).__name__}: {error} ({at})") from error
+    except (Exception, SystemExit) as error:  # a script without a __main__ guard may parse arguments and exit
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise InputError(f"{location}:{attribute} failed: {reason} ({_place(error)})") from error
     if not isinstance(built, nn.Module):
         raise InputError(f"{location}:{attribute} returned {type(built).__name__}, not an nn.Module")
     # The callable decides its own classifier, and may have loaded weights: it is built once.
     return _Source(re.sub(r"\W", "_", attribute), lambda classes: built, {}, brings_weights=True)
+
+
+def _place(error: BaseException) -> str:
+    """file:line of the user's last line, not of the library's that it called."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def _import_file(path: Path) -> Any:

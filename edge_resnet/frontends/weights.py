@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from edge_resnet.errors import InputError
 
@@ -20,6 +23,9 @@ __all__ = ["check_finite", "load_into", "load_state_dict_file"]
 _PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt")
 _NESTED = ("state_dict", "model", "ema", "model_state_dict", "net", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_WRAPPERS = re.compile(rf"^(?:{'|'.join(map(re.escape, _PREFIXES))})+")
+_DEEPEST = 4  # levels of nesting: a hostile checkpoint may hold itself
+_AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel's counter, beside keys prefixed `module.`
 _SHOWN = 3
 
 
@@ -27,18 +33,13 @@ def load_state_dict_file(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file or of a .pt/.pth/.th state dict, by name.
 
     Looks under `state_dict`, `model` and `ema`, and strips `module.` from the keys. Raises InputError for a
-    file that is missing, empty, truncated or no model, for code in the pickle, and for NaN or infinite values
-    (the tensor is named).
+    file that is missing, unreadable, empty, truncated or no model, for code in the pickle, and for tensors
+    that are NaN, infinite or not plain numbers (the tensor is named).
     """
-    if not path.exists():
-        raise InputError(f"{path}: there is no such weights file")
-    if path.is_dir():
-        raise InputError(f"{path}: a folder, not a weights file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the weights file is empty")
-    if path.suffix == ".safetensors":
+    _check_file(path)
+    if path.suffix.lower() == ".safetensors":
         values: Any = _read_safetensors(path)
-    elif path.suffix in _PICKLED:
+    elif path.suffix.lower() in _PICKLED:
         values = _read_pickled(path)
     else:
         raise InputError(f"{path}: weights are .safetensors or a {'/'.join(_PICKLED[:3])} state dict")
@@ -48,18 +49,61 @@ def load_state_dict_file(path: Path) -> dict[str, Tensor]:
 
 
 def check_finite(state: Mapping[str, Tensor], origin: str) -> None:
-    """Raises InputError that names the first tensor with NaN or infinite values."""
+    """Raises InputError that names the first tensor with NaN or infinite values, or of an unusual kind."""
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not isinstance(tensor, Tensor):  # a module's own extra state
+            continue
+        kind = _unusual(tensor)
+        if kind is not None:
+            raise InputError(f"{origin}: tensor {name!r} is {kind}; save it as plain floating point numbers")
+        if not tensor.is_floating_point():
+            continue
+        numbers = tensor.float() if tensor.itemsize == 1 else tensor  # isfinite does not take float8
+        if not bool(torch.isfinite(numbers).all()):
             raise InputError(
                 f"{origin}: tensor {name!r} holds NaN or infinite values; training diverged there"
             )
 
 
+def _unusual(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being read as numbers, in a word."""
+    if is_lazy(tensor):
+        return "not initialized (a lazy layer that never ran)"
+    if tensor.is_meta:
+        return "without values (on the meta device)"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.is_quantized:
+        return "quantized"
+    return "complex" if tensor.is_complex() else None
+
+
+def _check_file(path: Path) -> None:
+    """Raises InputError before anything is opened: a named pipe, for one, would block for ever."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: there is no such weights file") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path}: a folder, not a weights file")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: a device or a pipe, not a weights file")
+    if status.st_size == 0:
+        raise InputError(f"{path}: the weights file is empty")
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: the weights file cannot be read: {error.strerror or error}")
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_safetensors(path.read_bytes())
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (SafetensorError, ValueError) as error:
         raise InputError(f"{path}: not a readable .safetensors file: {error}") from error
 
 
@@ -72,12 +116,15 @@ def _read_pickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        # torch words it "Unsupported global", "Unsupported class" or "unsupported GLOBAL ... is blocked".
+        if any(word in str(error).lower() for word in ("unsupported global", "unsupported class")):
             raise InputError(
                 f"{path}: holds Python objects besides tensors, which are not loaded (they could run code); "
                 'save the weights alone: torch.save(model.state_dict(), "weights.pt")'
             ) from error
         raise InputError(f"{path}: not a weights file (not a torch pickle, or cut off)") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except Exception as error:  # a damaged archive surfaces as many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: truncated or damaged weights file: {reason}") from error
@@ -89,30 +136,48 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.split("/", 1)[-1] == "constants.pkl" for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False
 
 
 def _unnested(path: Path, values: Any) -> dict[str, Tensor]:
-    while isinstance(values, Mapping):
-        tensors = {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
-        if tensors:
-            return tensors
-        inner = next((values[key] for key in _NESTED if key in values), None)
-        if inner is None:
-            break
-        values = inner
-    kind = type(values).__name__
-    raise InputError(
-        f"{path}: holds no state dict (found {kind}); looked for tensors, also under {', '.join(_NESTED[:3])}"
-    )
+    tensors = _tensors_in(values, _DEEPEST)
+    if tensors is None:
+        kind = type(values).__name__
+        raise InputError(
+            f"{path}: holds no state dict (found {kind}); "
+            f"looked for tensors, also under {', '.join(_NESTED[:3])}"
+        )
+    return tensors
+
+
+def _tensors_in(values: Any, levels: int) -> dict[str, Tensor] | None:
+    """Nested ones first: a training script may keep its best accuracy as a tensor beside `state_dict`."""
+    if levels == 0 or not isinstance(values, Mapping):
+        return None
+    for key in _NESTED:
+        found = _tensors_in(values.get(key), levels - 1)
+        if found is not None:
+            return found
+    return {str(key): value for key, value in values.items() if isinstance(value, Tensor)} or None
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    """Wrappers nest in any order: DistributedDataParallel of a compiled model, or the other way round."""
+    weights = {key: value for key, value in state.items() if key != _AVERAGED}
+    prefix = next((p for p in _PREFIXES if weights and all(key.startswith(p) for key in weights)), None)
+    if prefix is None:
+        return state
+    return _without_prefix({key.removeprefix(prefix): value for key, value in weights.items()})
+
+
+def _with_prefix_of(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Put back what `_without_prefix` took, where the module itself has all its layers under `model.`."""
+    first = next(iter(wanted), "")
+    prefix = first[: len(first) - len(_WRAPPERS.sub("", first, count=1))]
+    if not all(key.startswith(prefix) for key in wanted) or any(key.startswith(prefix) for key in state):
+        return state
+    return {prefix + key: value for key, value in state.items()}
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
@@ -120,7 +185,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> No
 
     `num_batches_tracked`, which inference does not use, may be missing.
     """
-    wanted = module.state_dict()
+    wanted = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+    state = _with_prefix_of(wanted, state)
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in wanted]
     misshapen = [
