@@ -14,7 +14,7 @@ from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.frontends.sources import open_model, resolve_preprocess
 from edge_resnet.frontends.torch_export import graph_from_module
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.passes import fold_normalization_into_input, lower_average_pools, simplify
+from edge_resnet.graph.passes import lower_for_integers, simplify
 
 SEED = 0
 
@@ -29,7 +29,7 @@ def floating(name: str, weights: Path | None = None) -> tuple[Graph, Preprocess]
 
 def integers(graph: Graph, pixels: np.ndarray) -> Graph:
     """The graph in integers, calibrated on `pixels` [N, H, W, 3]."""
-    ready = fold_normalization_into_input(lower_average_pools(graph))
+    ready = lower_for_integers(graph)
     return quantize(ready, calibrate(ready, np.array_split(pixels, -(-len(pixels) // 32))))
 
 

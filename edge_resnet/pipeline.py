@@ -28,9 +28,8 @@ from edge_resnet.frontends.sources import open_model, resolve_preprocess
 from edge_resnet.frontends.torch_export import graph_from_module
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import (
-    fold_normalization_into_input,
     fold_normalization_std,
-    lower_average_pools,
+    lower_for_integers,
     simplify,
 )
 from edge_resnet.graph.reference import ReferenceExecutor
@@ -176,7 +175,7 @@ def _quantize(run: Run) -> None:
             f"calibration takes all {len(chosen)} images there are (calibration.images {settings.images})"
         )
     with run.stage("quantize", len(chosen)) as advance:
-        graph = fold_normalization_into_input(lower_average_pools(run.floating))
+        graph = lower_for_integers(run.floating)
 
         def pixels() -> Iterator[np.ndarray]:
             for batch in train.batches(

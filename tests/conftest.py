@@ -14,7 +14,7 @@ from PIL import Image
 from edge_resnet.compression.calibrate import calibrate
 from edge_resnet.compression.quantize import quantize
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.passes import fold_normalization_into_input, lower_average_pools, simplify
+from edge_resnet.graph.passes import lower_for_integers, simplify
 from tests.random_graphs import random_graph, random_pixels
 
 # The same examples in every run: a failure here can be repeated anywhere.
@@ -55,7 +55,7 @@ def write_image_folder(folder: Path, classes: tuple[str, ...], size: int = 40) -
 
 def quantized(graph: Graph, seed: int = 0) -> Graph:
     """The graph in integers, calibrated on random pixels."""
-    ready = fold_normalization_into_input(lower_average_pools(simplify(graph)))
+    ready = lower_for_integers(simplify(graph))
     return quantize(ready, calibrate(ready, [random_pixels(ready, 8, seed)]))
 
 

@@ -42,6 +42,13 @@ class _Builder:
                 self._pool,
                 self._depthwise,
                 self._average,
+                self._squeeze_excite,
+                self._channel_attention,
+                self._pre_activation,
+                self._inverted,
+                self._blur,
+                self._split,
+                self._swish,
             )
             kinds[rng.integers(len(kinds))]()
         if rng.random() < 0.75:
@@ -85,12 +92,13 @@ class _Builder:
         padded: bool = False,
         source: str = "",
         relu: bool = True,
+        same: bool = False,
     ) -> str:
         rng = self.rng
         channels = self._channels(source)
         pad = kernel // 2
         padding = g.Padding.symmetric(pad, pad)
-        if pad and min(self.shape[1:]) >= kernel and rng.random() < 0.3:
+        if not same and pad and min(self.shape[1:]) >= kernel and rng.random() < 0.3:
             padding = g.Padding(pad - 1, pad - 1, pad, pad)  # as TensorFlow pads at stride 2
         if padded and pad and rng.random() < 0.5:
             source = self._follow(g.Pad, source, padding=padding)
@@ -154,6 +162,96 @@ class _Builder:
     def _depthwise(self) -> None:
         channels = self.shape[0]
         self._conv(channels, groups=channels, stride=int(self.rng.choice([1, 2])), padded=True)
+
+    def _gate(self, source: str) -> str:
+        kind = g.Sigmoid if self.rng.random() < 0.6 else g.HardSigmoid
+        return self._follow(kind, source)
+
+    def _squeeze_excite(self) -> None:
+        """Pool, two layers (convolutions or fully connected), gate; the product joins a residual sum."""
+        source, channels = self._last, self.shape[0]
+        image = self._conv(channels, kernel=1, relu=bool(self.rng.random() < 0.3))
+        self._follow(g.GlobalAvgPool)
+        inner = max(2, channels // 2)
+        if self.rng.random() < 0.5:
+            self._conv(inner, kernel=1)
+            self._conv(channels, kernel=1, relu=False)
+            gate = self._gate(self._last)
+        else:
+            self._follow(g.Flatten)
+            self._follow(g.Linear, weights=self._weights((inner, channels), channels))
+            self._follow(g.Relu)
+            self._follow(g.Linear, weights=self._weights((channels, inner), inner))
+            gate = self._follow(g.Reshape, self._gate(self._last), shape=(channels, 1, 1))
+        self._add(g.Mul(name=f"mul{len(self.nodes)}", inputs=(image, gate)))
+        if self.rng.random() < 0.7:
+            self._sum(self._last, source)
+
+    def _channel_attention(self) -> None:
+        source, channels = self._last, self.shape[0]
+        self._follow(g.GlobalAvgPool)
+        self._follow(g.Reshape, shape=(1, channels, 1))
+        weights = self._weights((1, 1, 3, 1), 3)
+        self._follow(g.Conv, weights=weights, padding=g.Padding.symmetric(1, 0))
+        self._follow(g.Reshape, shape=(channels, 1, 1))
+        gate = self._gate(self._last)
+        self._add(g.Mul(name=f"mul{len(self.nodes)}", inputs=(source, gate)))
+
+    def _pre_activation(self) -> None:
+        source, channels = self._last, self.shape[0]
+        scale, shift = self.rng.uniform(0.5, 1.5, channels), self.rng.normal(0, 0.2, channels)
+        self._follow(g.BatchNorm, source, scale=scale.astype(np.float32), shift=shift.astype(np.float32))
+        if self.rng.random() < 0.5:
+            self._follow(g.Relu)
+        self._conv(channels, same=True)
+        self._add(
+            g.Add(name=f"add{len(self.nodes)}", inputs=(self._conv(channels, relu=False, same=True), source))
+        )
+        if self.rng.random() < 0.5:  # read twice: by a convolution behind a ReLU, and by the next sum
+            total = self._last
+            kind = g.Activation.RELU if self.rng.random() < 0.5 else g.Activation.RELU6
+            self._follow(g.Relu, total, activation=kind)
+            self._add(
+                g.Add(
+                    name=f"add{len(self.nodes)}", inputs=(self._conv(channels, relu=False, same=True), total)
+                )
+            )
+
+    def _inverted(self) -> None:
+        source, channels = self._last, self.shape[0]
+        for groups, kernel in ((1, 1), (2 * channels, 3)):
+            width = self.shape[0] if groups > 1 else channels
+            weights = self._weights(
+                (2 * channels, width // groups, kernel, kernel), width // groups * kernel**2
+            )
+            pad = kernel // 2
+            self._follow(g.Conv, weights=weights, padding=g.Padding.symmetric(pad, pad), groups=groups)
+            self._follow(g.Relu, activation=g.Activation.RELU6)
+        self._sum(self._conv(channels, kernel=1, relu=False), source)
+
+    def _blur(self) -> None:
+        if min(self.shape[1:]) < 3:
+            return
+        channels = self.shape[0]
+        self._follow(g.Pad, padding=g.Padding.symmetric(1, 1), mode=g.PadMode.REFLECT)
+        row = np.array([1, 2, 1], np.float32)
+        weight = np.tile((row[:, None] * row / 16)[None, None], (channels, 1, 1, 1))
+        weights = g.FloatWeights(weight, np.zeros(channels, np.float32))
+        self._follow(g.Conv, weights=weights, stride=(2, 2), groups=channels)
+
+    def _split(self) -> None:
+        """Res2Net's and CSP's way: one part of the channels is convolved, another goes along."""
+        source, channels = self._last, self.shape[0]
+        half = channels // 2
+        first = self._follow(g.SliceChannels, source, start=0, stop=half)
+        second = self._follow(g.SliceChannels, source, start=half, stop=channels)
+        second = self._conv(channels - half, source=second, relu=bool(self.rng.random() < 0.5), same=True)
+        self._add(g.Concat(name=f"concat{len(self.nodes)}", inputs=(second, first)))
+        self._conv(channels, kernel=1)
+
+    def _swish(self) -> None:
+        source = self._conv(self.shape[0], kernel=1, relu=False)
+        self._add(g.Mul(name=f"mul{len(self.nodes)}", inputs=(source, self._gate(source))))
 
     def _average(self) -> None:
         if min(self.shape[1:]) >= 2:

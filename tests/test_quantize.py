@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_resnet.compression.calibrate import calibrate
-from edge_resnet.compression.quantize import MIN_SCALE, quantize, quantize_weights, snap_scale
+from edge_resnet.compression.quantize import quantize, quantize_weights
+from edge_resnet.compression.scales import MIN_SCALE, snap_scale
 from edge_resnet.errors import GraphError, InputError
 from edge_resnet.graph import nodes as g
 from edge_resnet.graph.float_executor import FloatExecutor

@@ -40,18 +40,25 @@ from edge_resnet.graph.nodes import (
     Add,
     AvgPool,
     BatchNorm,
+    Concat,
     Conv,
     Flatten,
     GlobalAvgPool,
+    HardSigmoid,
     IntWeights,
     Linear,
     MaxPool,
+    Mul,
     Node,
     Normalize,
     Pad,
     PadChannels,
     Padding,
+    PadMode,
     Relu,
+    Reshape,
+    Sigmoid,
+    SliceChannels,
     Subsample,
 )
 
@@ -234,18 +241,24 @@ class _Writer:
         return self.mb.cast(x=value, dtype="fp16", name=self.name(node, role))
 
     def emit(self, node: Node, operation: Callable[..., Any], **values: Any) -> None:
-        """The operation, then its ReLU, then its integers."""
-        relu = getattr(node, "activation", Activation.NONE) is Activation.RELU
+        """The operation, then its activation, then its integers."""
+        activation = Activation.NONE if isinstance(node, Relu) else _activation(node)
+        clips = activation is not Activation.NONE
         value = operation(
-            name=self.name(node, "op" if relu or self.quantized else "value"),
+            name=self.name(node, "op" if clips or self.quantized else "value"),
             **values,
         )
-        if relu:
-            value = self.mb.relu(x=value, name=self.name(node, "relu" if self.quantized else "value"))
+        if clips:
+            value = self.clip(value, activation, self.name(node, "relu" if self.quantized else "value"))
         if self.quantized:
             self._quantize(node, value)
         else:
             self.made[node.name] = value
+
+    def clip(self, value: Any, activation: Activation, name: str) -> Any:
+        if activation.limit is None:
+            return self.mb.relu(x=value, name=name)
+        return self.mb.clip(x=value, alpha=self.dtype(0), beta=self.dtype(activation.limit), name=name)
 
     def source(self, node: Node, index: int = 0) -> Any:
         return self.made[node.inputs[index]]
@@ -277,6 +290,11 @@ class _Writer:
             "weight": weight,
             "bias": self.mb.const(val=self.stored(node, bias), name=self.name(node, "bias")),
         }
+
+
+def _activation(node: Node) -> Activation:
+    activation: Activation = getattr(node, "activation", Activation.NONE)
+    return activation
 
 
 def _pads(padding: Padding) -> list[int]:
@@ -321,9 +339,35 @@ def _avg_pool(writer: _Writer, node: AvgPool) -> None:
     )
 
 
-def _zero_pad(writer: _Writer, node: Node, amounts: list[int]) -> None:
+def _border(writer: _Writer, node: Node, amounts: list[int], mode: str = "constant") -> None:
     zero = writer.dtype(0)
-    writer.emit(node, writer.mb.pad, x=writer.source(node), pad=amounts, mode="constant", constant_val=zero)
+    writer.emit(node, writer.mb.pad, x=writer.source(node), pad=amounts, mode=mode, constant_val=zero)
+
+
+def _pad(writer: _Writer, node: Pad) -> None:
+    if node.mode is PadMode.ZERO:
+        _border(writer, node, [0, 0, 0, 0, *_pads(node.padding)])
+    else:  # MIL mirrors the last two axes only, and takes amounts for just those
+        _border(writer, node, _pads(node.padding), "reflect")
+
+
+def _relu(writer: _Writer, node: Relu) -> None:
+    writer.emit(node, lambda **v: writer.clip(v["x"], node.activation, v["name"]), x=writer.source(node))
+
+
+def _concat(writer: _Writer, node: Concat) -> None:
+    writer.emit(node, writer.mb.concat, values=[writer.made[name] for name in node.inputs], axis=1)
+
+
+def _slice(writer: _Writer, node: SliceChannels) -> None:
+    _, height, width = writer.graph.shapes[node.name]
+    writer.emit(
+        node,
+        writer.mb.slice_by_size,
+        x=writer.source(node),
+        begin=[0, node.start, 0, 0],
+        size=[1, node.stop - node.start, height, width],
+    )
 
 
 def _normalize(writer: _Writer, node: Normalize) -> None:
@@ -349,15 +393,23 @@ _WRITERS: dict[type[Node], Callable[..., None]] = {
     BatchNorm: _batch_norm,
     Conv: _conv,
     Linear: lambda w, node: w.emit(node, w.mb.linear, x=w.source(node), **w.weights(node)),
-    Relu: lambda w, node: w.emit(node, w.mb.relu, x=w.source(node)),
+    Relu: _relu,
+    Sigmoid: lambda w, node: w.emit(node, w.mb.sigmoid, x=w.source(node)),
+    HardSigmoid: lambda w, node: w.emit(
+        node, w.mb.sigmoid_hard, x=w.source(node), alpha=w.dtype(1 / 6), beta=w.dtype(0.5)
+    ),
     Add: lambda w, node: w.emit(node, w.mb.add, x=w.source(node, 0), y=w.source(node, 1)),
+    Mul: lambda w, node: w.emit(node, w.mb.mul, x=w.source(node, 0), y=w.source(node, 1)),
+    Concat: _concat,
+    SliceChannels: _slice,
     MaxPool: _max_pool,
     Subsample: _max_pool,
     AvgPool: _avg_pool,
     GlobalAvgPool: lambda w, node: w.emit(
         node, w.mb.reduce_mean, x=w.source(node), axes=[2, 3], keep_dims=True
     ),
-    PadChannels: lambda w, node: _zero_pad(w, node, [0, 0, node.before, node.after, 0, 0, 0, 0]),
-    Pad: lambda w, node: _zero_pad(w, node, [0, 0, 0, 0, *_pads(node.padding)]),
+    PadChannels: lambda w, node: _border(w, node, [0, 0, node.before, node.after, 0, 0, 0, 0]),
+    Pad: _pad,
     Flatten: lambda w, node: w.emit(node, w.mb.flatten2d, x=w.source(node), axis=1),
+    Reshape: lambda w, node: w.emit(node, w.mb.reshape, x=w.source(node), shape=[1, *node.shape]),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -25,7 +26,21 @@ def import_coremltools() -> ModuleType:
             "pip install coremltools on x86-64 Linux or a Mac"
         )
     logging.getLogger("coremltools").setLevel(logging.ERROR)
-    return importlib.import_module("coremltools")
+    with _hidden("tensorflow"):
+        return importlib.import_module("coremltools")
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """The module cannot be imported meanwhile: coremltools would, for its converter, and take seconds."""
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
 
 
 @contextmanager

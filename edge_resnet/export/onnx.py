@@ -8,7 +8,9 @@ NAME/weight (int8), NAME/bias (int32). What the fusion needs, found by trying:
   quantized outputs everywhere              also behind GlobalAveragePool, Flatten and the last Gemm
   bias int32 behind a DequantizeLinear      or the last Gemm stays in float
 
-A ReLU is not written: its output's zero point is the lowest integer, so quantizing already clips there.
+A ReLU is not written where its output's zero point is the lowest integer, since quantizing clips there
+already. Elsewhere the integers are clipped (x/clipped in the file): between the sum and its integers a Relu
+or Clip would keep the convolution from being fused.
 The image comes as raw bytes, uint8 [N, 3, H, W].
 """
 
@@ -23,26 +25,34 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from edge_resnet.errors import GraphError
+from edge_resnet.graph.clipping import integer_bounds
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
     Activation,
     Add,
     AvgPool,
+    Concat,
     Conv,
     Flatten,
     FloatWeights,
     GlobalAvgPool,
+    HardSigmoid,
     IntWeights,
     Linear,
     MaxPool,
+    Mul,
     Node,
     Normalize,
     Pad,
     PadChannels,
     Padding,
+    PadMode,
     QuantParams,
     Relu,
+    Reshape,
     Shape,
+    Sigmoid,
+    SliceChannels,
     Subsample,
 )
 
@@ -111,18 +121,38 @@ class _Writer:
         return output
 
     def emit(self, kind: str, node: Node, inputs: list[str], **attributes: Any) -> None:
-        """The operator, then its ReLU (float) or its integers (quantized)."""
-        relu = getattr(node, "activation", Activation.NONE) is Activation.RELU
+        """The operator, then its activation (float) or its integers (quantized)."""
+        activation = Activation.NONE if isinstance(node, Relu) else _activation(node)
         if not self.quantized:
-            output = self.operator(kind, inputs, f"{node.name}/sum" if relu else node.name, **attributes)
-            self.made[node.name] = self.operator("Relu", [output], node.name) if relu else output
+            clips = activation is not Activation.NONE
+            output = self.operator(kind, inputs, f"{node.name}/sum" if clips else node.name, **attributes)
+            self.made[node.name] = self.clip(output, node, activation) if clips else output
             return
         output = self.operator(kind, inputs, node.name, **attributes)
         scale, zero = self._parameters(node.name, node.quant)
         quantized = self.operator("QuantizeLinear", [output, scale, zero], f"{node.name}/quantized")
+        if integer_bounds(node) != (-128, 127) and not isinstance(node, Relu):
+            quantized = self._clipped_integers(node, quantized)
         self.made[node.name] = self.operator(
             "DequantizeLinear", [quantized, scale, zero], f"{node.name}/dequantized"
         )
+
+    def clip(self, source: str, node: Node, activation: Activation) -> str:
+        """A float activation behind `source`, as the node's output."""
+        if activation.limit is None:
+            return self.operator("Relu", [source], node.name)
+        ends = [
+            self.constant(f"{node.name}/{end}", np.array(value, np.float32))
+            for end, value in (("low", 0), ("high", activation.limit))
+        ]
+        return self.operator("Clip", [source, *ends], node.name)
+
+    def _clipped_integers(self, node: Node, quantized: str) -> str:
+        ends = [
+            self.constant(f"{node.name}/{end}", np.array(value + 128, np.uint8))
+            for end, value in zip(("low", "high"), integer_bounds(node), strict=True)
+        ]
+        return self.operator("Clip", [quantized, *ends], f"{node.name}/clipped")
 
     def source(self, node: Node, index: int = 0) -> str:
         return self.made[node.inputs[index]]
@@ -161,6 +191,11 @@ class _Writer:
         return self.operator("DequantizeLinear", [source, scale, zero], f"{name}/dequantized")
 
 
+def _activation(node: Node) -> Activation:
+    activation: Activation = getattr(node, "activation", Activation.NONE)
+    return activation
+
+
 def _value(name: str, kind: int, shape: Shape) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, ["N", *shape])
 
@@ -197,18 +232,52 @@ def _max_pool(writer: _Writer, node: MaxPool) -> None:
     )
 
 
-def _zero_pad(writer: _Writer, node: Node, before: list[int], after: list[int]) -> None:
+def _border(writer: _Writer, node: Node, before: list[int], after: list[int], mode: str = "constant") -> None:
     amounts = writer.constant(f"{node.name}/pads", np.array([*before, *after], np.int64))
-    writer.emit("Pad", node, [writer.source(node), amounts], mode="constant")
+    writer.emit("Pad", node, [writer.source(node), amounts], mode=mode)
 
 
 def _pad(writer: _Writer, node: Pad) -> None:
     p = node.padding
-    _zero_pad(writer, node, [0, 0, p.top, p.left], [0, 0, p.bottom, p.right])
+    mode = "reflect" if node.mode is PadMode.REFLECT else "constant"
+    _border(writer, node, [0, 0, p.top, p.left], [0, 0, p.bottom, p.right], mode)
 
 
 def _pad_channels(writer: _Writer, node: PadChannels) -> None:
-    _zero_pad(writer, node, [0, node.before, 0, 0], [0, node.after, 0, 0])
+    _border(writer, node, [0, node.before, 0, 0], [0, node.after, 0, 0])
+
+
+def _relu(writer: _Writer, node: Relu) -> None:
+    if writer.quantized:  # the values are integers already, so clipping them in float is exact
+        writer.emit("Clip", node, [writer.source(node), *_clip_ends(writer, node)])
+    else:
+        writer.made[node.name] = writer.clip(writer.source(node), node, node.activation)
+
+
+def _clip_ends(writer: _Writer, node: Relu) -> list[str]:
+    """0 and, for a clipped ReLU, its upper end, as the real values of integers."""
+    assert node.quant is not None
+    low, high = integer_bounds(node)
+    scale, zero = np.float32(node.quant.scale), node.quant.zero_point
+    ends = [writer.constant(f"{node.name}/low", np.array((low - zero) * scale, np.float32))]
+    if node.activation.limit is not None:
+        ends.append(writer.constant(f"{node.name}/high", np.array((high - zero) * scale, np.float32)))
+    return ends
+
+
+def _concat(writer: _Writer, node: Concat) -> None:
+    writer.emit("Concat", node, [writer.made[name] for name in node.inputs], axis=1)
+
+
+def _slice(writer: _Writer, node: SliceChannels) -> None:
+    parts = (("start", node.start), ("stop", node.stop), ("axis", 1))
+    ends = [writer.constant(f"{node.name}/{name}", np.array([value], np.int64)) for name, value in parts]
+    writer.emit("Slice", node, [writer.source(node), *ends])
+
+
+def _reshape(writer: _Writer, node: Reshape) -> None:
+    shape = writer.constant(f"{node.name}/shape", np.array([0, *node.shape], np.int64))
+    writer.emit("Reshape", node, [writer.source(node), shape])
 
 
 def _normalize(writer: _Writer, node: Normalize) -> None:
@@ -224,8 +293,15 @@ _WRITERS: dict[type[Node], Callable[..., None]] = {
     Normalize: _normalize,
     Conv: _conv,
     Linear: _linear,
-    Relu: lambda writer, node: writer.emit("Relu", node, [writer.source(node)]),
+    Relu: _relu,
+    Sigmoid: lambda writer, node: writer.emit("Sigmoid", node, [writer.source(node)]),
+    HardSigmoid: lambda writer, node: writer.emit(
+        "HardSigmoid", node, [writer.source(node)], alpha=1 / 6, beta=0.5
+    ),
     Add: lambda writer, node: writer.emit("Add", node, [writer.source(node, 0), writer.source(node, 1)]),
+    Mul: lambda writer, node: writer.emit("Mul", node, [writer.source(node, 0), writer.source(node, 1)]),
+    Concat: _concat,
+    SliceChannels: _slice,
     MaxPool: _max_pool,
     AvgPool: lambda writer, node: writer.emit(
         "AveragePool", node, [writer.source(node)], kernel_shape=node.kernel, strides=node.stride
@@ -237,4 +313,5 @@ _WRITERS: dict[type[Node], Callable[..., None]] = {
     PadChannels: _pad_channels,
     Pad: _pad,
     Flatten: lambda writer, node: writer.emit("Flatten", node, [writer.source(node)], axis=1),
+    Reshape: _reshape,
 }

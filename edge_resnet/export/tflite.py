@@ -16,25 +16,33 @@ from numpy.typing import NDArray
 
 from edge_resnet.errors import GraphError
 from edge_resnet.export.tflite_builder import TfliteBuilder
+from edge_resnet.graph.clipping import integer_bounds
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
     Activation,
     Add,
     AvgPool,
+    Concat,
     Conv,
     Flatten,
     GlobalAvgPool,
+    HardSigmoid,
     IntWeights,
     Linear,
     MaxPool,
+    Mul,
     Node,
     Normalize,
     Pad,
     PadChannels,
     Padding,
+    PadMode,
     QuantParams,
     Relu,
+    Reshape,
     Shape,
+    Sigmoid,
+    SliceChannels,
     Subsample,
 )
 from edge_resnet.graph.passes.fuse_activations import is_non_negative
@@ -226,9 +234,20 @@ def _same_padding(shape: Shape, reach: tuple[int, int], stride: tuple[int, int])
     return Padding(top, left, totals[0] - top, totals[1] - left)
 
 
-def _fused(activation: Activation) -> int:
-    kinds = schema.ActivationFunctionType
-    return int(kinds.RELU if activation is Activation.RELU else kinds.NONE)
+_FUSED = {
+    Activation.NONE: schema.ActivationFunctionType.NONE,
+    Activation.RELU: schema.ActivationFunctionType.RELU,
+    Activation.RELU6: schema.ActivationFunctionType.RELU6,
+}
+
+
+def _fused(node: Conv | Linear | Add) -> int:
+    """The activation's code. TFLite has no fused clip to [0, 1]; integers that end there need none."""
+    if node.activation in _FUSED:
+        return int(_FUSED[node.activation])
+    if node.quant is None or integer_bounds(node) != (-128, 127):
+        raise GraphError(f"node {node.name!r}: TFLite has no fused activation {str(node.activation)!r}")
+    return int(schema.ActivationFunctionType.NONE)
 
 
 def _conv(writer: _Writer, node: Conv) -> None:
@@ -252,7 +271,7 @@ def _conv(writer: _Writer, node: Conv) -> None:
     options.padding = padding
     options.strideH, options.strideW = node.stride
     options.dilationHFactor, options.dilationWFactor = node.dilation
-    options.fusedActivationFunction = _fused(node.activation)
+    options.fusedActivationFunction = _fused(node)
     writer.emit(kind, node, [source, *writer.weights(node, arranged, axis)], options)
 
 
@@ -263,12 +282,13 @@ def _linear(writer: _Writer, node: Linear) -> None:
         channels, height, width = writer.source_shape(flatten)
         weight = weight.reshape(-1, channels, height * width).transpose(0, 2, 1).reshape(weight.shape)
     options = schema.FullyConnectedOptionsT()
+    options.fusedActivationFunction = _fused(node)
     writer.emit("FULLY_CONNECTED", node, [writer.source(node), *writer.weights(node, weight, 0)], options)
 
 
 def _add(writer: _Writer, node: Add) -> None:
     options = schema.AddOptionsT()
-    options.fusedActivationFunction = _fused(node.activation)
+    options.fusedActivationFunction = _fused(node)
     writer.emit("ADD", node, [writer.source(node, 0), writer.source(node, 1)], options)
 
 
@@ -310,8 +330,8 @@ def _global_avg_pool(writer: _Writer, node: GlobalAvgPool) -> None:
     writer.emit("MEAN", node, [writer.source(node), axes], options)
 
 
-def _flatten(writer: _Writer, node: Flatten) -> None:
-    shape = np.array([-1, *writer.graph.shapes[node.name]], np.int32)
+def _reshape(writer: _Writer, node: Flatten | Reshape) -> None:
+    shape = np.array([-1, *_nhwc(writer.graph.shapes[node.name])[1:]], np.int32)
     options = schema.ReshapeOptionsT()
     options.newShape = shape
     inputs = [writer.source(node), writer.builder.constant(f"{node.name}/shape", shape)]
@@ -326,7 +346,44 @@ def _pad_channels(writer: _Writer, node: PadChannels) -> None:
 
 def _pad(writer: _Writer, node: Pad) -> None:
     inputs = [writer.source(node), writer.builder.constant(f"{node.name}/padding", _amounts(node.padding))]
-    writer.emit("PAD", node, inputs, schema.PadOptionsT())
+    if node.mode is PadMode.ZERO:
+        writer.emit("PAD", node, inputs, schema.PadOptionsT())
+        return
+    options = schema.MirrorPadOptionsT()
+    options.mode = schema.MirrorPadMode.REFLECT
+    writer.emit("MIRROR_PAD", node, inputs, options)
+
+
+def _mul(writer: _Writer, node: Mul) -> None:
+    writer.emit("MUL", node, [writer.source(node, 0), writer.source(node, 1)], schema.MulOptionsT())
+
+
+def _concat(writer: _Writer, node: Concat) -> None:
+    options = schema.ConcatenationOptionsT()
+    options.axis = 3
+    writer.emit("CONCATENATION", node, [writer.made[name] for name in node.inputs], options)
+
+
+def _slice(writer: _Writer, node: SliceChannels) -> None:
+    begin = writer.builder.constant(f"{node.name}/begin", np.array([0, 0, 0, node.start], np.int32))
+    size = writer.builder.constant(
+        f"{node.name}/size", np.array([-1, -1, -1, node.stop - node.start], np.int32)
+    )
+    writer.emit("SLICE", node, [writer.source(node), begin, size], schema.SliceOptionsT())
+
+
+def _hard_sigmoid(writer: _Writer, node: HardSigmoid) -> None:
+    """relu6(x + 3) / 6."""
+    options = schema.AddOptionsT()
+    options.fusedActivationFunction = _FUSED[Activation.RELU6]
+    shifted = writer.activation(node, f"{node.name}/shifted")
+    three = writer.builder.constant(f"{node.name}/three", np.array([3], np.float32))
+    writer.builder.operator("ADD", [writer.source(node), three], shifted, options)
+    sixth = writer.builder.constant(f"{node.name}/sixth", np.array([1 / 6], np.float32))
+    writer.emit("MUL", node, [shifted, sixth], schema.MulOptionsT())
+
+
+_RELUS = {Activation.RELU: "RELU", Activation.RELU6: "RELU6", Activation.UNIT: "RELU_0_TO_1"}
 
 
 def _normalize(writer: _Writer, node: Normalize) -> None:
@@ -344,8 +401,13 @@ _WRITERS: dict[type[Node], Callable[..., None]] = {
     Normalize: _normalize,
     Conv: _conv,
     Linear: _linear,
-    Relu: lambda writer, node: writer.emit("RELU", node, [writer.source(node)]),
+    Relu: lambda writer, node: writer.emit(_RELUS[node.activation], node, [writer.source(node)]),
+    Sigmoid: lambda writer, node: writer.emit("LOGISTIC", node, [writer.source(node)]),
+    HardSigmoid: _hard_sigmoid,
     Add: _add,
+    Mul: _mul,
+    Concat: _concat,
+    SliceChannels: _slice,
     MaxPool: _max_pool,
     AvgPool: lambda writer, node: _pool(writer, "AVERAGE_POOL_2D", node, node.kernel, node.stride),
     GlobalAvgPool: _global_avg_pool,
@@ -353,5 +415,6 @@ _WRITERS: dict[type[Node], Callable[..., None]] = {
     Subsample: lambda writer, node: _pool(writer, "MAX_POOL_2D", node, (1, 1), node.stride),
     PadChannels: _pad_channels,
     Pad: _pad,
-    Flatten: _flatten,
+    Flatten: _reshape,
+    Reshape: _reshape,
 }

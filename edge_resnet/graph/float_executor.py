@@ -20,19 +20,26 @@ from edge_resnet.graph.nodes import (
     Add,
     AvgPool,
     BatchNorm,
+    Concat,
     Conv,
     Flatten,
     FloatWeights,
     GlobalAvgPool,
+    HardSigmoid,
     Input,
     Linear,
     MaxPool,
+    Mul,
     Node,
     Normalize,
     Pad,
     PadChannels,
     Padding,
+    PadMode,
     Relu,
+    Reshape,
+    Sigmoid,
+    SliceChannels,
     Subsample,
 )
 
@@ -82,13 +89,17 @@ def _input_values(node: Input, pixels: NDArray[np.uint8]) -> Tensor:
 
 
 def _activate(value: Tensor, activation: Activation) -> Tensor:
-    return value.relu() if activation is Activation.RELU else value
+    if activation is Activation.NONE:
+        return value
+    return value.relu() if activation.limit is None else value.clamp(0, activation.limit)
+
+
+def _amounts(padding: Padding) -> tuple[int, int, int, int]:
+    return (padding.left, padding.right, padding.top, padding.bottom)
 
 
 def _pad(value: Tensor, padding: Padding, fill: float = 0.0) -> Tensor:
-    if not padding:
-        return value
-    return F.pad(value, (padding.left, padding.right, padding.top, padding.bottom), value=fill)
+    return F.pad(value, _amounts(padding), value=fill) if padding else value
 
 
 def _weights(node: Conv | Linear) -> tuple[Tensor, Tensor]:
@@ -115,12 +126,17 @@ def _conv(node: Conv) -> NodeFunction:
 
 def _linear(node: Linear) -> NodeFunction:
     weight, bias = _weights(node)
-    return lambda x: F.linear(x, weight, bias)
+    return lambda x: _activate(F.linear(x, weight, bias), node.activation)
 
 
 def _batch_norm(node: BatchNorm) -> NodeFunction:
-    scale, shift = _per_channel(node.scale), _per_channel(node.shift)
-    return lambda x: x * scale + shift
+    scale, shift = torch.from_numpy(node.scale), torch.from_numpy(node.shift)
+
+    def run(x: Tensor) -> Tensor:
+        shape = (-1,) + (1,) * (x.dim() - 2)  # an image's channels, or a vector's elements
+        return x * scale.view(shape) + shift.view(shape)
+
+    return run
 
 
 def _normalize(node: Normalize) -> NodeFunction:
@@ -132,19 +148,31 @@ def _max_pool(node: MaxPool) -> NodeFunction:
     return lambda x: F.max_pool2d(_pad(x, node.padding, -torch.inf), node.kernel, node.stride)
 
 
+def _border(node: Pad) -> NodeFunction:
+    if node.mode is PadMode.REFLECT:
+        return lambda x: F.pad(x, _amounts(node.padding), mode="reflect")
+    return lambda x: _pad(x, node.padding)
+
+
 _FUNCTIONS: dict[type[Node], Callable[..., NodeFunction]] = {
     Normalize: _normalize,
     Conv: _conv,
     BatchNorm: _batch_norm,
-    Relu: lambda node: lambda x: x.relu(),
+    Relu: lambda node: lambda x: _activate(x, node.activation),
+    Sigmoid: lambda node: lambda x: x.sigmoid(),
+    HardSigmoid: lambda node: F.hardsigmoid,
+    Mul: lambda node: lambda x, gate: x * gate,
+    Concat: lambda node: lambda *parts: torch.cat(parts, 1),
+    SliceChannels: lambda node: lambda x: x[:, node.start : node.stop],
     Add: lambda node: lambda a, b: _activate(a + b, node.activation),
     MaxPool: _max_pool,
     AvgPool: lambda node: lambda x: F.avg_pool2d(x, node.kernel, node.stride),
     GlobalAvgPool: lambda node: lambda x: x.mean((2, 3), keepdim=True),
     Subsample: lambda node: lambda x: x[:, :, :: node.stride[0], :: node.stride[1]],
     PadChannels: lambda node: lambda x: F.pad(x, (0, 0, 0, 0, node.before, node.after)),
-    Pad: lambda node: lambda x: _pad(x, node.padding),
+    Pad: _border,
     Flatten: lambda node: lambda x: x.flatten(1),
+    Reshape: lambda node: lambda x: x.reshape(len(x), *node.shape),
     Linear: _linear,
 }
 

@@ -41,8 +41,9 @@ class Graph:
         for node in self.nodes:
             if node.name in seen:
                 raise GraphError(f"node {node.name!r} appears twice")
-            if len(node.inputs) != node.arity:
-                raise GraphError(f"node {node.name!r} has {len(node.inputs)} inputs, needs {node.arity}")
+            if len(node.inputs) != node.arity and not (node.arity is None and node.inputs):
+                needed = "at least 1" if node.arity is None else node.arity
+                raise GraphError(f"node {node.name!r} has {len(node.inputs)} inputs, needs {needed}")
             for source in node.inputs:
                 if source not in seen:
                     raise GraphError(f"node {node.name!r} reads {source!r}, which no earlier node writes")

@@ -23,22 +23,29 @@ __all__ = [
     "Add",
     "AvgPool",
     "BatchNorm",
+    "Concat",
     "Conv",
     "Flatten",
     "FloatWeights",
     "GlobalAvgPool",
+    "HardSigmoid",
     "Input",
     "IntWeights",
     "Linear",
     "MaxPool",
+    "Mul",
     "Node",
     "Normalize",
     "Pad",
     "PadChannels",
+    "PadMode",
     "Padding",
     "QuantParams",
     "Relu",
+    "Reshape",
     "Shape",
+    "Sigmoid",
+    "SliceChannels",
     "Subsample",
 ]
 
@@ -51,6 +58,22 @@ class Activation(StrEnum):
 
     NONE = "none"
     RELU = "relu"
+    RELU6 = "relu6"
+    UNIT = "unit"
+
+    @property
+    def limit(self) -> float | None:
+        """Where values are cut off above: RELU6 clips to [0, 6], UNIT to [0, 1]."""
+        if self is Activation.RELU6:
+            return 6.0
+        return 1.0 if self is Activation.UNIT else None
+
+
+class PadMode(StrEnum):
+    """What stands outside the image: zeros, or the image mirrored at its border pixels."""
+
+    ZERO = "zero"
+    REFLECT = "reflect"
 
 
 @dataclass(frozen=True)
@@ -137,9 +160,9 @@ Weights = FloatWeights | IntWeights
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
-    """Common to all kinds. `arity` is the number of inputs."""
+    """Common to all kinds. `arity` is the number of inputs; None stands for one or more."""
 
-    arity: ClassVar[int] = 1
+    arity: ClassVar[int | None] = 1
     name: str
     inputs: tuple[str, ...]
     quant: QuantParams | None = None
@@ -153,7 +176,7 @@ class Node:
 class Input(Node):
     """An RGB image. With `quant`, the image's raw bytes are the integers: q_uint8 = byte."""
 
-    arity: ClassVar[int] = 0
+    arity: ClassVar[int | None] = 0
     shape: Shape
     inputs: tuple[str, ...] = ()
 
@@ -178,7 +201,7 @@ class Normalize(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Conv(Node):
-    """2-D cross-correlation, zero padding, groups, bias, and an optional ReLU."""
+    """2-D cross-correlation, zero padding, groups, bias, and an optional activation."""
 
     weights: Weights
     stride: tuple[int, int] = (1, 1)
@@ -213,20 +236,75 @@ class BatchNorm(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Relu(Node):
-    """max(x, 0), where it could not be fused into the node before it."""
+    """max(x, 0) or a clipped form of it, where it could not be fused into the node before it."""
+
+    activation: Activation = Activation.RELU
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if self.activation is Activation.NONE:
+            raise GraphError("an activation that does nothing")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sigmoid(Node):
+    """1 / (1 + exp(-x)): the gate of squeeze-and-excitation."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HardSigmoid(Node):
+    """min(max(x / 6 + 1/2, 0), 1). Quantized graphs hold it as a depthwise Conv that clips to [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Add(Node):
     """The residual sum."""
 
-    arity: ClassVar[int] = 2
+    arity: ClassVar[int | None] = 2
     activation: Activation = Activation.NONE
 
     def output_shape(self, *shapes: Shape) -> Shape:
         if shapes[0] != shapes[1]:
             raise GraphError(f"cannot add {shapes[0]} and {shapes[1]}")
         return shapes[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mul(Node):
+    """An image times its gate, which comes second: [C, H, W] times [C, H, W] or [C, 1, 1]."""
+
+    arity: ClassVar[int | None] = 2
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if shapes[1] not in (shapes[0], (_image(shapes[0])[0], 1, 1)):
+            raise GraphError(f"cannot multiply {shapes[0]} by {shapes[1]}")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Concat(Node):
+    """Images behind one another, along the channels."""
+
+    arity: ClassVar[int | None] = None
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if any(_image(shape)[1:] != shapes[0][1:] for shape in shapes):
+            raise GraphError(f"cannot concatenate {', '.join(map(str, shapes))}")
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SliceChannels(Node):
+    """Channels `start` up to, not including, `stop`."""
+
+    start: int
+    stop: int
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        channels, height, width = _image(shapes[0])
+        if not 0 <= self.start < self.stop <= channels:
+            raise GraphError(f"channels {self.start} to {self.stop} of {channels}")
+        return (self.stop - self.start, height, width)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -286,11 +364,16 @@ class PadChannels(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pad(Node):
-    """Zeros around the image, where they could not be fused into a convolution."""
+    """Zeros or a mirrored border around the image, where they could not be fused into a convolution."""
 
     padding: Padding
+    mode: PadMode = PadMode.ZERO
 
     def output_shape(self, *shapes: Shape) -> Shape:
+        height, width = _image(shapes[0])[1:]
+        p = self.padding
+        if self.mode is PadMode.REFLECT and (max(p.top, p.bottom) >= height or max(p.left, p.right) >= width):
+            raise GraphError(f"a mirrored border of {p} on {height}x{width}")
         return (shapes[0][0], *_window(shapes[0], (1, 1), (1, 1), self.padding))
 
 
@@ -303,10 +386,30 @@ class Flatten(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Reshape(Node):
+    """A vector seen along another axis, for example [C, 1, 1] as [1, C, 1]: at most one axis is not 1.
+
+    So it means the same whether channels lie first or last in memory.
+    """
+
+    shape: Shape
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if len(self.shape) not in (1, 3):
+            raise GraphError(f"a reshape to {self.shape}")
+        if [n for n in shapes[0] if n != 1] != [n for n in self.shape if n != 1] or (
+            sum(n != 1 for n in self.shape) > 1
+        ):
+            raise GraphError(f"a reshape from {shapes[0]} to {self.shape}")
+        return self.shape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Node):
-    """The classifier: weight [O, I] times [I], plus bias."""
+    """A fully connected layer: weight [O, I] times [I], plus bias, and an optional activation."""
 
     weights: Weights
+    activation: Activation = Activation.NONE
 
     def output_shape(self, *shapes: Shape) -> Shape:
         out, features = self.weights.weight.shape
@@ -323,7 +426,12 @@ NODE_KINDS: dict[str, type[Node]] = {
         Conv,
         BatchNorm,
         Relu,
+        Sigmoid,
+        HardSigmoid,
         Add,
+        Mul,
+        Concat,
+        SliceChannels,
         MaxPool,
         AvgPool,
         GlobalAvgPool,
@@ -331,6 +439,7 @@ NODE_KINDS: dict[str, type[Node]] = {
         PadChannels,
         Pad,
         Flatten,
+        Reshape,
         Linear,
     )
 }

@@ -10,10 +10,13 @@ The rules, with q the int8 value of a tensor, s its scale and z its zero point:
   global average pooling    acc = sum(q_x - z_x)
                             q_y = clip(round(float32(acc) * (s_x / (s_y * count))) + z_y)
   residual sum (one scale)  q_y = clip((q_a - z_a) + (q_b - z_b) + z_y)
-  maximum, padding, subsampling, flattening     move integers; padding writes z, in a maximum -128
+  product with a gate       acc = (q_a - z_a) * (q_b - z_b)
+                            q_y = clip(round(float32(acc) * (s_a * s_b / s_y)) + z_y)
+  sigmoid                   q_y = clip(round(sigmoid(s_x * (q_x - z_x)) / s_y) + z_y)       a table of 256
+  maximum, padding, slicing, concatenating, reshaping     move integers; padding writes z, in a maximum -128
 
 round is to nearest, ties to even; the multiplier is computed in float32 in the order written; clip is to
-[-128, 127], and to [z_y, 127] where a ReLU is fused.
+[-128, 127], and to [z_y, 127] where a ReLU is fused (RELU6 and UNIT also clip above; see clipping.py).
 
 Everything moves through torch as integers held in float32 (or float64 where a sum could pass 2**24), since
 those convolutions are fast and, within that bound, exact.
@@ -30,25 +33,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_resnet.errors import GraphError
+from edge_resnet.graph.clipping import integer_bounds
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
-    Activation,
     Add,
+    Concat,
     Conv,
     Flatten,
     GlobalAvgPool,
     IntWeights,
     Linear,
     MaxPool,
+    Mul,
     Node,
     Pad,
     PadChannels,
     Padding,
+    PadMode,
     QuantParams,
+    Relu,
+    Reshape,
+    Sigmoid,
+    SliceChannels,
     Subsample,
 )
+from edge_resnet.graph.streams import moves_integers
 
-__all__ = ["ReferenceExecutor", "dequantize"]
+__all__ = ["ReferenceExecutor", "dequantize", "sigmoid_table"]
 
 # Integers up to here are exact in float32, whatever the order in which they are summed.
 _EXACT_FLOAT32 = 2**24
@@ -108,9 +119,10 @@ def _quant(node: Node) -> QuantParams:
     return node.quant
 
 
-def _bounds(quant: QuantParams, activation: Activation = Activation.NONE) -> tuple[int, int]:
-    low = 0 if activation is Activation.RELU else -128 - quant.zero_point
-    return low, 127 - quant.zero_point
+def _bounds(node: Node) -> tuple[int, int]:
+    low, high = integer_bounds(node)
+    zero = _quant(node).zero_point
+    return low - zero, high - zero
 
 
 def _requantize(acc: Tensor, multiplier: Tensor, bounds: tuple[int, int]) -> Tensor:
@@ -142,7 +154,7 @@ def _conv(node: Conv, graph: Graph) -> NodeFunction:
     weight, bias, multiplier = _weighted(node, graph)
     weight = weight.contiguous(memory_format=torch.channels_last)
     multiplier = multiplier[:, None, None]
-    bounds = _bounds(_quant(node), node.activation)
+    bounds = _bounds(node)
 
     def run(x: Tensor) -> Tensor:
         x = _pad(x, node.padding).to(weight.dtype)
@@ -154,7 +166,7 @@ def _conv(node: Conv, graph: Graph) -> NodeFunction:
 
 def _linear(node: Linear, graph: Graph) -> NodeFunction:
     weight, bias, multiplier = _weighted(node, graph)
-    bounds = _bounds(_quant(node))
+    bounds = _bounds(node)
     return lambda x: _requantize(F.linear(x.to(weight.dtype), weight, bias), multiplier, bounds)
 
 
@@ -163,7 +175,7 @@ def _global_avg_pool(node: GlobalAvgPool, graph: Graph) -> NodeFunction:
     count = int(np.prod(graph.shapes[source][1:]))
     s_x, s_y = np.float32(_quant(graph.by_name[source]).scale), np.float32(_quant(node).scale)
     multiplier = torch.tensor(s_x / (s_y * np.float32(count)))
-    bounds = _bounds(_quant(node))
+    bounds = _bounds(node)
     return lambda x: _requantize(x.sum((2, 3), keepdim=True, dtype=torch.float64), multiplier, bounds)
 
 
@@ -171,8 +183,45 @@ def _add(node: Add, graph: Graph) -> NodeFunction:
     scales = {_quant(graph.by_name[name]).scale for name in (*node.inputs, node.name)}
     if len(scales) != 1:
         raise GraphError(f"node {node.name!r} adds tensors of different scales: {sorted(scales)}")
-    bounds = _bounds(_quant(node), node.activation)
+    bounds = _bounds(node)
     return lambda a, b: (a + b).clamp_(*bounds)
+
+
+def _mul(node: Mul, graph: Graph) -> NodeFunction:
+    s_a, s_b = (np.float32(_quant(graph.by_name[name]).scale) for name in node.inputs)
+    multiplier = torch.tensor(s_a * s_b / np.float32(_quant(node).scale))
+    bounds = _bounds(node)
+    return lambda a, b: _requantize(a * b, multiplier, bounds)
+
+
+def sigmoid_table(source: QuantParams, output: QuantParams) -> NDArray[np.int8]:
+    """The sigmoid's int8 value for each of the 256 inputs -128..127."""
+    x = (np.arange(-128, 128) - source.zero_point) * source.scale
+    q = np.rint(1 / (1 + np.exp(-x)) / output.scale) + output.zero_point
+    table: NDArray[np.int8] = np.clip(q, -128, 127).astype(np.int8)
+    return table
+
+
+def _sigmoid(node: Sigmoid, graph: Graph) -> NodeFunction:
+    source, output = _quant(graph.by_name[node.inputs[0]]), _quant(node)
+    table = torch.from_numpy(sigmoid_table(source, output).astype(np.float32) - output.zero_point)
+    return lambda x: table[x.long() + (128 + source.zero_point)]
+
+
+def _concat(node: Concat, graph: Graph) -> NodeFunction:
+    return lambda *parts: torch.cat(parts, 1)
+
+
+def _border(node: Pad, graph: Graph) -> NodeFunction:
+    if node.mode is PadMode.REFLECT:
+        p = node.padding
+        return lambda x: F.pad(x, (p.left, p.right, p.top, p.bottom), mode="reflect")
+    return lambda x: _pad(x, node.padding)
+
+
+def _relu(node: Relu, graph: Graph) -> NodeFunction:
+    bounds = _bounds(node)
+    return lambda x: x.clamp(*bounds)
 
 
 def _max_pool(node: MaxPool, graph: Graph) -> NodeFunction:
@@ -191,19 +240,23 @@ _FUNCTIONS: dict[type[Node], Callable[..., NodeFunction]] = {
     Linear: _linear,
     GlobalAvgPool: _global_avg_pool,
     Add: _add,
+    Mul: _mul,
+    Sigmoid: _sigmoid,
+    Concat: _concat,
+    SliceChannels: lambda node, graph: lambda x: x[:, node.start : node.stop],
+    Relu: _relu,
     MaxPool: _max_pool,
     Subsample: lambda node, graph: lambda x: x[:, :, :: node.stride[0], :: node.stride[1]],
     PadChannels: lambda node, graph: lambda x: F.pad(x, (0, 0, 0, 0, node.before, node.after)),
-    Pad: lambda node, graph: lambda x: _pad(x, node.padding),
+    Pad: _border,
     Flatten: lambda node, graph: lambda x: x.flatten(1),
+    Reshape: lambda node, graph: lambda x: x.reshape(len(x), *node.shape),
 }
 
 
 def _integer_function(node: Node, graph: Graph) -> NodeFunction:
     if type(node) not in _FUNCTIONS:
         raise GraphError(f"node {node.name!r} ({type(node).__name__}) has no meaning in integers")
-    if isinstance(node, MaxPool | Subsample | PadChannels | Pad | Flatten):
-        source = graph.by_name[node.inputs[0]]
-        if node.quant != source.quant:
-            raise GraphError(f"node {node.name!r} moves integers but its parameters are not its input's")
+    if moves_integers(node) and any(graph.by_name[name].quant != node.quant for name in node.inputs):
+        raise GraphError(f"node {node.name!r} moves integers but its parameters are not its input's")
     return _FUNCTIONS[type(node)](node, graph)

@@ -23,6 +23,7 @@ from edge_resnet.graph.nodes import (
     IntWeights,
     Node,
     Padding,
+    PadMode,
     QuantParams,
 )
 
@@ -111,4 +112,6 @@ def _field_from_json(name: str, value: Any) -> Any:
         return Padding(*map(int, value))
     if name == "activation":
         return Activation(value)
+    if name == "mode":
+        return PadMode(value)
     return tuple(value) if isinstance(value, list) else value

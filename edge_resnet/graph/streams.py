@@ -1,26 +1,53 @@
 """Which tensors must share quantization parameters, and why.
 
-same parameters   pooling (maximum), subsampling, padding and flattening move integers, so their output has
-                  their input's scale and zero point.
+same parameters   pooling (maximum), subsampling, padding, slicing, reshaping, concatenating and a ReLU that
+                  stands alone move integers, so their output has their input's scale and zero point.
 same scale        both inputs of a residual sum, and the sum: then the sum is exact integer arithmetic on
                   every runtime. What identity shortcuts connect becomes one stream.
 """
 
 from __future__ import annotations
 
-from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.nodes import Add, Flatten, MaxPool, Node, Pad, PadChannels, Subsample
+from collections.abc import Callable
 
-__all__ = ["moves_integers", "scale_groups"]
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.nodes import (
+    Add,
+    Concat,
+    Flatten,
+    MaxPool,
+    Node,
+    Pad,
+    PadChannels,
+    Relu,
+    Reshape,
+    SliceChannels,
+    Subsample,
+)
+
+__all__ = ["moves_integers", "parameter_groups", "scale_groups"]
 
 
 def moves_integers(node: Node) -> bool:
-    """Whether the node's output holds only its input's values (and zeros)."""
-    return isinstance(node, MaxPool | Subsample | PadChannels | Pad | Flatten)
+    """Whether the node's output holds only its inputs' values (and zeros)."""
+    return isinstance(
+        node,
+        MaxPool | Subsample | PadChannels | Pad | Flatten | Reshape | SliceChannels | Concat | Relu,
+    )
+
+
+def parameter_groups(graph: Graph) -> list[tuple[str, ...]]:
+    """Partition of the tensors into groups of one scale and one zero point, in graph order."""
+    return _groups(graph, moves_integers)
 
 
 def scale_groups(graph: Graph) -> list[tuple[str, ...]]:
     """Partition of the tensors into groups of one scale, in graph order."""
+    return _groups(graph, lambda node: isinstance(node, Add) or moves_integers(node))
+
+
+def _groups(graph: Graph, joins: Callable[[Node], bool]) -> list[tuple[str, ...]]:
+    """Tensors that nodes for which `joins` holds connect, input to output."""
     leader = {node.name: node.name for node in graph.nodes}
 
     def find(name: str) -> str:
@@ -30,7 +57,7 @@ def scale_groups(graph: Graph) -> list[tuple[str, ...]]:
         return name
 
     for node in graph.nodes:
-        if isinstance(node, Add) or moves_integers(node):
+        if joins(node):
             for source in node.inputs:
                 leader[find(node.name)] = find(source)
     groups: dict[str, list[str]] = {}

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.nodes import Activation, Conv, Linear, MaxPool, Node, Subsample
+from edge_resnet.graph.nodes import (
+    Activation,
+    AvgPool,
+    Conv,
+    Linear,
+    MaxPool,
+    Node,
+    PadMode,
+    SliceChannels,
+    Subsample,
+)
 
 __all__ = ["graph_to_text", "node_details"]
 
@@ -28,12 +38,16 @@ def node_details(node: Node) -> str:
     parts: list[str] = []
     if isinstance(node, Conv | Linear):
         parts.append("x".join(map(str, node.weights.weight.shape)))
-    if isinstance(node, MaxPool):
+    if isinstance(node, MaxPool | AvgPool):
         parts.append("x".join(map(str, node.kernel)))
-    if isinstance(node, Conv | MaxPool | Subsample) and node.stride != (1, 1):
+    if isinstance(node, Conv | MaxPool | AvgPool | Subsample) and node.stride != (1, 1):
         parts.append("stride " + "x".join(map(str, node.stride)))
     if isinstance(node, Conv) and node.groups > 1:
         parts.append(f"groups {node.groups}")
+    if isinstance(node, SliceChannels):
+        parts.append(f"{node.start}:{node.stop}")
+    if getattr(node, "mode", PadMode.ZERO) is PadMode.REFLECT:
+        parts.append("mirrored")
     if getattr(node, "activation", Activation.NONE) is not Activation.NONE:
         parts.append(f"+{node.activation}")  # type: ignore[attr-defined]
     return " ".join(parts)

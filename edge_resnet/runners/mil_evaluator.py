@@ -88,9 +88,10 @@ def _dead_after(operations: list[Any]) -> list[list[str]]:
     """For each operation, the results that nothing reads after it."""
     last: dict[str, int] = {}
     for index, op in enumerate(operations):
-        for variable in op.inputs.values():
-            if variable is not None and not isinstance(variable, list | tuple):
-                last[variable.name] = index
+        for value in op.inputs.values():
+            for variable in value if isinstance(value, list | tuple) else (value,):
+                if variable is not None:
+                    last[variable.name] = index
     last["logits"] = len(operations)
     return [[name for name, at in last.items() if at == index] for index in range(len(operations))]
 
@@ -206,7 +207,45 @@ def _pad(op: Any) -> Callable[[Values], Tensor]:
     x, amounts, fill = _tensor(op.x), _list(op.pad), float(op.constant_val.val)
     pairs = [amounts[i : i + 2] for i in range(0, len(amounts), 2)]
     reverse = [amount for pair in reversed(pairs) for amount in pair]  # torch starts at the last axis
+    mode = str(op.mode.val)
+    if mode == "reflect":
+        return lambda values: F.pad(x(values), reverse, mode="reflect")
+    if mode != "constant":
+        raise ValueError(f"padding in mode {mode} ({op.name}) is not known")
     return lambda values: F.pad(x(values), reverse, value=fill)
+
+
+def _clip(op: Any) -> Callable[[Values], Tensor]:
+    x, low, high = _tensor(op.x), float(op.alpha.val), float(op.beta.val)
+    return lambda values: x(values).clamp(low, high)
+
+
+def _sigmoid_hard(op: Any) -> Callable[[Values], Tensor]:
+    x, alpha, beta = _tensor(op.x), float(op.alpha.val), float(op.beta.val)
+    return lambda values: x(values).mul(alpha).add_(beta).clamp_(0, 1)
+
+
+def _concat(op: Any) -> Callable[[Values], Tensor]:
+    parts, axis = [_tensor(variable) for variable in op.values], int(op.axis.val)
+    return lambda values: torch.cat([part(values) for part in parts], axis)
+
+
+def _slice_by_size(op: Any) -> Callable[[Values], Tensor]:
+    x, begin, size = _tensor(op.x), _list(op.begin), _list(op.size)
+
+    def run(values: Values) -> Tensor:
+        value = x(values)
+        for axis in range(1, value.dim()):  # the batch axis is the evaluator's own
+            length = size[axis] if size[axis] != -1 else value.shape[axis] - begin[axis]
+            value = value.narrow(axis, begin[axis], length)
+        return value
+
+    return run
+
+
+def _reshape(op: Any) -> Callable[[Values], Tensor]:
+    x, shape = _tensor(op.x), _list(op.shape)
+    return lambda values: x(values).reshape(-1, *shape[1:])
 
 
 _FUNCTIONS: dict[str, Callable[[Any], Callable[[Values], Tensor]]] = {
@@ -217,6 +256,13 @@ _FUNCTIONS: dict[str, Callable[[Any], Callable[[Values], Tensor]]] = {
     "cast": _unary(lambda x: x),  # the result's type does the rounding
     "identity": _unary(lambda x: x),
     "relu": _unary(torch.relu),
+    "sigmoid": _unary(torch.sigmoid),
+    "silu": _unary(F.silu),  # coremltools writes x * sigmoid(x) so
+    "sigmoid_hard": _sigmoid_hard,
+    "clip": _clip,
+    "concat": _concat,
+    "slice_by_size": _slice_by_size,
+    "reshape": _reshape,
     "flatten2d": _unary(lambda x: x.flatten(1)),
     "quantize": _quantize,
     "dequantize": _dequantize,

@@ -56,12 +56,12 @@ class _Reader:
         return ArtifactContents(activations, weights, tuple(dict.fromkeys(conflicts)))
 
     def _graph_name(self, node: onnx.NodeProto) -> str:
-        """x/quantized and x/dequantized belong to x; the last dequantize writes `logits`."""
+        """x/quantized, x/clipped and x/dequantized belong to x; the last dequantize writes `logits`."""
         if node.op_type == "QuantizeLinear":
             return str(node.output[0]).removesuffix("/quantized")
         if node.input[0] == self.image:
             return str(node.output[0]).removesuffix("/dequantized")
-        return str(node.input[0]).removesuffix("/quantized")
+        return str(node.input[0]).removesuffix("/clipped").removesuffix("/quantized")
 
     def _parameters(self, node: onnx.NodeProto) -> QuantParams:
         scale, zero = self.arrays[node.input[1]], self.arrays[node.input[2]]

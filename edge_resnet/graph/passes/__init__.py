@@ -6,6 +6,8 @@ from edge_resnet.graph.passes.fold_normalization import fold_normalization_into_
 from edge_resnet.graph.passes.fuse_activations import fuse_activations
 from edge_resnet.graph.passes.fuse_pads import fuse_pads
 from edge_resnet.graph.passes.lower_average_pools import lower_average_pools
+from edge_resnet.graph.passes.lower_hard_sigmoids import lower_hard_sigmoids
+from edge_resnet.graph.passes.split_large_averages import split_large_averages
 
 __all__ = [
     "fold_batch_norm",
@@ -14,7 +16,10 @@ __all__ = [
     "fuse_activations",
     "fuse_pads",
     "lower_average_pools",
+    "lower_for_integers",
+    "lower_hard_sigmoids",
     "simplify",
+    "split_large_averages",
 ]
 
 
@@ -23,3 +28,10 @@ def simplify(graph: Graph) -> Graph:
     for apply in (fuse_pads, fold_batch_norm, fuse_activations):
         graph = apply(graph)
     return graph
+
+
+def lower_for_integers(graph: Graph) -> Graph:
+    """What a graph goes through before it is quantized: what is left, every runtime rounds alike."""
+    for apply in (split_large_averages, lower_average_pools, lower_hard_sigmoids):
+        graph = apply(graph)
+    return fold_normalization_into_input(graph)

@@ -1,6 +1,6 @@
-"""Fold batch normalization into the convolution before it.
+"""Fold batch normalization into the convolution or the fully connected layer before it.
 
-Rule: Conv -> BatchNorm, where nothing else reads the Conv, becomes one Conv with
+Rule: Conv -> BatchNorm (or Linear -> BatchNorm), where nothing else reads the sum, becomes one node with
 weight * scale and bias * scale + shift. A BatchNorm that follows anything else becomes a 1x1 depthwise Conv.
 """
 
@@ -11,13 +11,13 @@ from dataclasses import replace
 import numpy as np
 
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.nodes import Activation, BatchNorm, Conv, FloatWeights, Node
+from edge_resnet.graph.nodes import Activation, BatchNorm, Conv, FloatWeights, Linear, Node
 
 __all__ = ["fold_batch_norm"]
 
 
 def fold_batch_norm(graph: Graph) -> Graph:
-    """The same function without BatchNorm nodes; a folded Conv keeps its own name."""
+    """The same function without BatchNorm nodes; a folded node keeps its own name."""
     nodes: dict[str, Node] = {}
     renamed: dict[str, str] = {}
     for original in graph.nodes:
@@ -27,7 +27,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
             continue
         source = nodes[node.inputs[0]]
         if (
-            isinstance(source, Conv)
+            isinstance(source, Conv | Linear)
             and isinstance(source.weights, FloatWeights)
             and source.activation is Activation.NONE
             and len(graph.consumers[original.inputs[0]]) == 1

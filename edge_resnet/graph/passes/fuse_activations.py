@@ -1,8 +1,9 @@
-"""Fuse a ReLU into the node that computes its input.
+"""Fuse a ReLU (or a clipped one) into the node that computes its input.
 
 Rules:
-  Conv -> Relu and Add -> Relu, where nothing else reads the sum, become one node with the activation.
-  A Relu after a value that cannot be negative disappears.
+  Conv -> Relu, Linear -> Relu and Add -> Relu, where nothing else reads the sum, become one node with the
+  activation.
+  A Relu after a value that cannot be negative disappears, unless it also clips above.
   Any other Relu stays (as in pre-activation networks, where the sum is read twice).
 """
 
@@ -15,25 +16,56 @@ from edge_resnet.graph.nodes import (
     Activation,
     Add,
     AvgPool,
+    Concat,
     Conv,
     Flatten,
     GlobalAvgPool,
+    HardSigmoid,
+    Linear,
     MaxPool,
+    Mul,
     Node,
     Pad,
     PadChannels,
     Relu,
+    Reshape,
+    Sigmoid,
+    SliceChannels,
     Subsample,
 )
 
 __all__ = ["fuse_activations", "is_non_negative"]
 
+_KEEPS_SIGN = (
+    MaxPool
+    | AvgPool
+    | GlobalAvgPool
+    | Subsample
+    | PadChannels
+    | Pad
+    | Flatten
+    | Reshape
+    | SliceChannels
+    | Concat
+    | Mul
+)
+
 
 def is_non_negative(node: Node, nodes: dict[str, Node]) -> bool:
-    """Whether the node's output is a ReLU's, moved or averaged at most."""
-    while isinstance(node, MaxPool | AvgPool | GlobalAvgPool | Subsample | PadChannels | Pad | Flatten):
-        node = nodes[node.inputs[0]]
-    return isinstance(node, Relu) or (isinstance(node, Conv | Add) and node.activation is Activation.RELU)
+    """Whether the node's output is a ReLU's or a sigmoid's, moved, averaged or multiplied at most."""
+    seen: set[str] = set()
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, _KEEPS_SIGN):
+            waiting += [nodes[name] for name in current.inputs if name not in seen]
+            seen.update(current.inputs)
+        elif not (
+            isinstance(current, Relu | Sigmoid | HardSigmoid)
+            or (isinstance(current, Conv | Linear | Add) and current.activation is not Activation.NONE)
+        ):
+            return False
+    return True
 
 
 def fuse_activations(graph: Graph) -> Graph:
@@ -46,10 +78,14 @@ def fuse_activations(graph: Graph) -> Graph:
             nodes[node.name] = node
             continue
         source = nodes[node.inputs[0]]
-        if is_non_negative(source, nodes):
+        if node.activation is Activation.RELU and is_non_negative(source, nodes):
             renamed[node.name] = source.name
-        elif isinstance(source, Conv | Add) and len(graph.consumers[original.inputs[0]]) == 1:
-            nodes[source.name] = replace(source, activation=Activation.RELU)
+        elif (
+            isinstance(source, Conv | Linear | Add)
+            and source.activation is Activation.NONE
+            and len(graph.consumers[original.inputs[0]]) == 1
+        ):
+            nodes[source.name] = replace(source, activation=node.activation)
             renamed[node.name] = source.name
         else:
             nodes[node.name] = node

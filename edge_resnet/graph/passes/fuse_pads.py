@@ -1,6 +1,7 @@
 """Move zero padding into the convolution that reads it.
 
-Rule: Pad -> Conv becomes a Conv with that much more padding. A Pad that something else reads too stays.
+Rule: Pad -> Conv becomes a Conv with that much more padding. A Pad that something else reads too, or that
+mirrors the image, stays.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.nodes import Conv, Node, Pad
+from edge_resnet.graph.nodes import Conv, Node, Pad, PadMode
 
 __all__ = ["fuse_pads"]
 
@@ -20,6 +21,7 @@ def fuse_pads(graph: Graph) -> Graph:
         node.name: node
         for node in graph.nodes
         if isinstance(node, Pad)
+        and node.mode is PadMode.ZERO
         and graph.consumers[node.name]
         and all(isinstance(reader, Conv) for reader in graph.consumers[node.name])
     }

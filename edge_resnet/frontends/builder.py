@@ -1,0 +1,426 @@
+"""What every frontend builds with: operators of frameworks in, graph nodes out.
+
+A method takes and returns Values (values.py) and raises GraphError for what the graph cannot say. Axis numbers
+are the tensor's, as its framework counts them; `channels_last` says where the framework has its channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_resnet.errors import GraphError
+from edge_resnet.frontends.values import Value
+from edge_resnet.graph import nodes as g
+from edge_resnet.graph.graph import Graph
+
+__all__ = ["GraphBuilder", "WindowPadding"]
+
+Array = NDArray[Any]
+WindowPadding = g.Padding | str
+"""Zeros around a window's image, or TensorFlow's and ONNX's words: valid, same (the odd one behind) or
+same_lower (the odd one in front)."""
+
+
+class GraphBuilder:
+    """Collects the nodes of one graph."""
+
+    def __init__(self, name: str, *, channels_last: bool) -> None:
+        self.name = name
+        self.nodes: list[g.Node] = []
+        self._shapes: dict[str, g.Shape] = {}
+        # Tensor axes of a framework's image, as the node's axes.
+        self._layout = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
+
+    # The ends.
+
+    def image(self, shape: g.Shape, mean: Sequence[float], std: Sequence[float]) -> Value:
+        """The input [C, H, W], normalized by (RGB / 255 - mean) / std."""
+        self.add(g.Input, "image", shape=shape)
+        mean255, std255 = (np.asarray(values, np.float32) * np.float32(255) for values in (mean, std))
+        value = self.add(g.Normalize, "normalize", "image", mean=mean255, std=std255)
+        return replace(value, axes=self._layout)
+
+    def graph(self, output: Value, labels: Sequence[str] = ()) -> Graph:
+        """The graph of what the output needs; a softmax at its end is left out."""
+        node = self.vector(replace(output, softmax=False)).node
+        wanted = {node}
+        for entry in reversed(self.nodes):
+            if entry.name in wanted:
+                wanted.update(entry.inputs)
+        nodes = [entry for entry in self.nodes if entry.name in wanted]
+        nodes.sort(key=lambda entry: entry.name == node)  # the output comes last
+        return Graph(self.name, tuple(nodes), tuple(labels))
+
+    # Nodes and shapes.
+
+    def add(self, kind: type[g.Node], name: str, *inputs: str, **fields: Any) -> Value:
+        """A node under `name`, or that with a number where it is taken."""
+        unique, number = name, 1
+        while unique in self._shapes:
+            number += 1
+            unique = f"{name}_{number}"
+        node = kind(name=unique, inputs=inputs, **fields)
+        shape = node.output_shape(*(self._shapes[source] for source in inputs))
+        self._shapes[unique] = shape
+        self.nodes.append(node)
+        if len(shape) == 1:
+            return Value(unique, (0, 1), (1, shape[0], 1, 1))
+        return Value(unique, (0, 1, 2, 3), (1, *shape))  # type: ignore[arg-type]
+
+    def on_image(self, value: Value, name: str) -> Value:
+        """The value as an image whose tensor axes lie as the framework's; a vector is seen along its axis."""
+        self._check(value)
+        if value.flat is not None or len(value.axes) not in (2, 3, 4):
+            raise GraphError(f"an image is needed, not a tensor of shape {list(value.shape)}")
+        layout = self._layout if len(value.axes) == 4 else (0, 1, 2, 3)
+        sizes = [*value.shape, 1, 1][:4] if len(value.axes) < 4 else list(value.shape)
+        wanted: list[int] = [0, 0, 0, 0]
+        for size, axis in zip(sizes, layout, strict=True):
+            wanted[axis] = size
+        shape = tuple(wanted[1:])
+        if value.axes == layout[: len(value.axes)] and self._shapes[value.node] == shape:
+            return value if len(value.axes) == 4 else replace(value, axes=layout)
+        if sum(size != 1 for size in shape) > 1:
+            if shape == self._shapes[value.node] and value.axes == layout[: len(value.axes)]:
+                return value
+            raise GraphError("a transposed image; only transposes that cancel can be imported")
+        if self._shapes[value.node] != shape:
+            value = self.add(g.Reshape, f"{name}/image", value.node, shape=shape)
+        return replace(value, axes=layout)
+
+    def vector(self, value: Value) -> Value:
+        """The value as [C]: a Flatten where it still is an image."""
+        self._check(value)
+        shape = self._shapes[value.node]
+        if len(shape) == 1:
+            return replace(value, axes=(0, 1))
+        if value.flat is None and sum(size != 1 for size in shape) > 1:
+            if len(value.axes) == 4:
+                return value  # an output that is an image; whoever asked will refuse it
+            raise GraphError(f"a vector is needed, not a tensor of shape {list(value.shape)}")
+        return self.add(g.Flatten, f"{value.node}/flat", value.node)
+
+    @staticmethod
+    def _check(value: Value) -> None:
+        if value.softmax:
+            raise GraphError("a softmax inside the network; only one at its end can be imported")
+
+    # Layers.
+
+    def conv(
+        self,
+        name: str,
+        x: Value,
+        weight: Array,
+        bias: Array | None = None,
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: WindowPadding = g.Padding(),  # noqa: B008 (frozen)
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ) -> Value:
+        """Convolution; `weight` is [O, I/groups, kh, kw], or [O, I/groups, k] for a one-dimensional one."""
+        rank = len(x.axes)
+        if weight.ndim == 3:
+            weight = weight[..., None]
+        source = self.on_image(x, name)
+        reach = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
+        made = self.add(
+            g.Conv,
+            name,
+            source.node,
+            weights=_weights(weight, bias),
+            stride=stride,
+            padding=self._padding(source, padding, reach, stride),
+            dilation=dilation,
+            groups=groups,
+        )
+        return replace(made, axes=source.axes[:rank])
+
+    def linear(self, name: str, x: Value, weight: Array, bias: Array | None = None) -> Value:
+        """Fully connected; `weight` [O, I] has its columns in the order of the tensor that it reads."""
+        if x.flat is not None and x.flat != tuple(sorted(x.flat)):
+            sizes = [x.size[axis] for axis in x.flat]
+            order = np.argsort(x.flat)
+            columns = weight.reshape(len(weight), *sizes).transpose(0, *(order + 1))
+            weight = columns.reshape(weight.shape)
+        elif x.flat is None and len([size for size in x.shape if size != 1]) > 1:
+            raise GraphError(f"a fully connected layer on a tensor of shape {list(x.shape)}")
+        return self.add(g.Linear, name, self.vector(x).node, weights=_weights(weight, bias))
+
+    def affine(self, name: str, x: Value, scale: Array, shift: Array) -> Value:
+        """scale * x + shift, where both broadcast to x's tensor along its channels only."""
+        self._check(x)
+        factors, offsets = (self._per_channel(x, values) for values in (scale, shift))
+        if np.all(factors == 1) and np.all(offsets == 0):
+            return x
+        if np.all(factors == 0):
+            raise GraphError("a multiplication by zero")
+        return replace(x, node=self.add(g.BatchNorm, name, x.node, scale=factors, shift=offsets).node)
+
+    def _per_channel(self, x: Value, values: Array) -> NDArray[np.float32]:
+        """A constant that broadcasts to the tensor -> one number a channel."""
+        channels = self._shapes[x.node][0]
+        values = np.asarray(values, np.float32)
+        if values.size == 1:
+            return np.full(channels, values.reshape(()), np.float32)
+        x.check_not_flat()
+        if values.ndim > len(x.axes):
+            raise GraphError(f"a constant of shape {list(values.shape)} on a tensor of {list(x.shape)}")
+        axes = x.axes[len(x.axes) - values.ndim :]
+        along = [axis for axis, size in zip(axes, values.shape, strict=True) if size != 1]
+        if along != [1] or values.size != channels:
+            raise GraphError(f"a constant of shape {list(values.shape)} on a tensor of {list(x.shape)}")
+        return values.reshape(-1)
+
+    # Elementwise.
+
+    def elementwise(self, kind: type[g.Node], name: str, x: Value, **fields: Any) -> Value:
+        """A node that does the same to every element."""
+        self._check(x)
+        return replace(x, node=self.add(kind, name, x.node, **fields).node)
+
+    def relu(self, name: str, x: Value) -> Value:
+        return self.elementwise(g.Relu, name, x)
+
+    def clip(self, name: str, x: Value, low: float | None, high: float | None) -> Value:
+        """A clip that is one of the graph's activations."""
+        kinds = {None: g.Activation.RELU, 6.0: g.Activation.RELU6, 1.0: g.Activation.UNIT}
+        high = None if high is None or high >= 3e38 else float(high)
+        if low is None or float(low) != 0 or high not in kinds:
+            raise GraphError(f"a clip to [{low}, {high}]; [0, inf], [0, 6] and [0, 1] can be imported")
+        return self.elementwise(g.Relu, name, x, activation=kinds[high])
+
+    def gated(self, kind: type[g.Node], name: str, x: Value) -> Value:
+        """x * gate(x): SiLU with a sigmoid, hard swish with a hard sigmoid."""
+        gate = self.elementwise(kind, f"{name}/gate", x)
+        return replace(x, node=self.add(g.Mul, name, x.node, gate.node).node)
+
+    def sum(self, name: str, a: Value, b: Value) -> Value:
+        """The residual sum of two tensors of the same shape."""
+        self._check(a)
+        self._check(b)
+        if a.shape != b.shape or a.flat != b.flat:
+            raise GraphError(f"a sum of tensors of shapes {list(a.shape)} and {list(b.shape)}")
+        a, b = self._alike(a, b, name)
+        return replace(a, node=self.add(g.Add, name, a.node, b.node).node)
+
+    def product(self, name: str, a: Value, b: Value) -> Value:
+        """An image times its gate, in either order."""
+        self._check(a)
+        self._check(b)
+        if a.flat is not None or b.flat is not None:
+            raise GraphError("a product of flattened images")
+        if np.prod(a.shape) < np.prod(b.shape):
+            a, b = b, a
+        if a.shape == b.shape and sum(size != 1 for size in a.shape) <= 1:  # two vectors, however they lie
+            rank = len(a.axes)
+            a, b = (self._channel_image(value, name) for value in (a, b))
+            made = self.add(g.Mul, name, a.node, b.node)
+            return replace(made, axes=made.axes[:rank] if rank < 4 else self._layout)
+        self._check_gate(a, b)
+        if len(self._shapes[b.node]) == 1:
+            b = self._channel_image(b, name)
+        return replace(a, node=self.add(g.Mul, name, a.node, b.node).node)
+
+    def _check_gate(self, a: Value, b: Value) -> None:
+        """Each axis of the gate must stand for the image's own, or have one element."""
+        own = a.axes[len(a.axes) - len(b.axes) :] if len(b.axes) <= len(a.axes) else ()
+        fits = len(own) == len(b.axes) and all(
+            b.size[of_b] in (1, a.size[of_a]) and (b.size[of_b] == 1 or of_a == of_b)
+            for of_a, of_b in zip(own, b.axes, strict=True)
+        )
+        if not fits:
+            raise GraphError(f"a product of tensors of shapes {list(a.shape)} and {list(b.shape)}")
+
+    def _channel_image(self, value: Value, name: str) -> Value:
+        """A vector as [C, 1, 1]."""
+        count = int(np.prod(self._shapes[value.node]))
+        if self._shapes[value.node] == (count, 1, 1):
+            return replace(value, axes=self._layout)
+        made = self.add(g.Reshape, f"{name}/gate", value.node, shape=(count, 1, 1))
+        return replace(made, axes=self._layout)
+
+    def _alike(self, a: Value, b: Value, name: str) -> tuple[Value, Value]:
+        """Two values of equal tensor shape, held in nodes of equal shape."""
+        if self._shapes[a.node] == self._shapes[b.node] and (a.axes == b.axes or a.flat is not None):
+            return a, b
+        if sum(size != 1 for size in a.shape) > 1:
+            raise GraphError("a sum of images whose axes lie differently")
+        return a, replace(
+            self.add(g.Reshape, f"{name}/alike", b.node, shape=self._shapes[a.node]), axes=a.axes
+        )
+
+    # Windows.
+
+    def max_pool(
+        self,
+        name: str,
+        x: Value,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: WindowPadding = g.Padding(),  # noqa: B008
+        ceil: bool = False,
+    ) -> Value:
+        source = self.on_image(x, name)
+        pad = self._padding(source, padding, kernel, stride)
+        if ceil:  # windows that begin inside the image: the padding never wins, so it may grow
+            pad = pad + _ceil_padding(source, kernel, stride, pad)
+        made = self.add(g.MaxPool, name, source.node, kernel=kernel, stride=stride, padding=pad)
+        return replace(made, axes=source.axes)
+
+    def average_pool(
+        self,
+        name: str,
+        x: Value,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: WindowPadding = g.Padding(),  # noqa: B008
+        *,
+        ceil: bool = False,
+        counts_padding: bool = True,
+    ) -> Value:
+        """Mean over windows; where zeros count, they are added before."""
+        source = self.on_image(x, name)
+        pad = self._padding(source, padding, kernel, stride)
+        if ceil and any(_clipped_ceil(source, kernel, stride, pad)):
+            raise GraphError("average pooling over windows that reach beyond the image (ceil_mode)")
+        if pad and not counts_padding:
+            raise GraphError("average pooling that leaves its padding out of the mean")
+        if pad:
+            source = replace(self.add(g.Pad, f"{name}/pad", source.node, padding=pad), axes=source.axes)
+        rows, columns = source.size[2:]
+        if kernel == (rows, columns):
+            made = self.add(g.GlobalAvgPool, name, source.node)
+        elif kernel == (1, 1):
+            made = source if stride == (1, 1) else self.add(g.Subsample, name, source.node, stride=stride)
+        else:
+            made = self.add(g.AvgPool, name, source.node, kernel=kernel, stride=stride)
+        return replace(made, axes=source.axes)
+
+    def adaptive_average_pool(self, name: str, x: Value, size: tuple[int, int]) -> Value:
+        source = self.on_image(x, name)
+        rows, columns = source.size[2:]
+        if size == (rows, columns):
+            return x
+        if rows % size[0] or columns % size[1]:
+            raise GraphError(f"adaptive average pooling from {rows}x{columns} to {size[0]}x{size[1]}")
+        kernel = (rows // size[0], columns // size[1])
+        return self.average_pool(name, source, kernel, kernel)
+
+    def mean(self, name: str, x: Value, axes: Sequence[int], keep: bool) -> Value:
+        """The mean over rows and columns; axes of one element change nothing."""
+        self._check(x)
+        over = {x.axis(number) for number in axes}
+        large = {axis for axis in over if x.size[axis] != 1}
+        spatial = {axis for axis in (2, 3) if x.size[axis] != 1}
+        value = x
+        if large:
+            if large != spatial or 0 in over:
+                raise GraphError("a mean over other axes than rows and columns")
+            value = replace(self.add(g.GlobalAvgPool, name, x.node), axes=x.axes)
+        if keep:
+            return value
+        dropped = {number % len(x.axes) for number in axes}
+        return replace(value, axes=tuple(a for i, a in enumerate(x.axes) if i not in dropped))
+
+    def pad(self, name: str, x: Value, amounts: Sequence[tuple[int, int]], *, reflect: bool = False) -> Value:
+        """Zeros (or the mirrored image) around a tensor; `amounts` are before and behind, for each axis."""
+        self._check(x)
+        by_axis = {x.axis(number): amount for number, amount in enumerate(amounts)}
+        nothing = (0, 0)
+        if by_axis.get(0, nothing) != nothing or any(n < 0 for amount in amounts for n in amount):
+            raise GraphError(f"padding by {list(amounts)}")
+        value = x
+        before, after = by_axis.get(1, nothing)
+        if before or after:
+            if reflect:
+                raise GraphError("channels that are padded with themselves")
+            value = self.add(g.PadChannels, name, x.node, before=before, after=after)
+        (top, bottom), (left, right) = by_axis.get(2, nothing), by_axis.get(3, nothing)
+        padding = g.Padding(top, left, bottom, right)
+        if padding:
+            mode = g.PadMode.REFLECT if reflect else g.PadMode.ZERO
+            value = self.add(g.Pad, name, value.node, padding=padding, mode=mode)
+        return replace(value, axes=x.axes)
+
+    def slice(self, name: str, x: Value, number: int, start: int, stop: int | None, step: int = 1) -> Value:
+        """x[..., start:stop:step, ...] along one axis: a range of channels, or every step-th row or column."""
+        self._check(x)
+        axis = x.axis(number)
+        size = x.size[axis]
+        start = max(0, start + size) if start < 0 else min(start, size)
+        stop = size if stop is None or stop > size else stop + size if stop < 0 else stop
+        if (start, stop, step) == (0, size, 1):
+            return x
+        if axis == 1 and step == 1 and start < stop:
+            return replace(self.add(g.SliceChannels, name, x.node, start=start, stop=stop), axes=x.axes)
+        if axis in (2, 3) and start == 0 and step > 1 and stop > (size - 1) // step * step:
+            return replace(self._subsampled(name, x, axis, step), axes=x.axes)
+        raise GraphError(f"a slice [{start}:{stop}:{step}] of an axis of {size}")
+
+    def _subsampled(self, name: str, x: Value, axis: int, step: int) -> Value:
+        """Rows, then columns: the second slice takes the place of the first, which then nothing reads."""
+        rows, columns = (step, 1) if axis == 2 else (1, step)
+        source, last = x.node, self.nodes[-1]
+        if isinstance(last, g.Subsample) and last.name == source and last.stride[axis - 2] == 1:
+            rows, columns, source = rows * last.stride[0], columns * last.stride[1], last.inputs[0]
+        return self.add(g.Subsample, name, source, stride=(rows, columns))
+
+    def concat(self, name: str, parts: Sequence[Value], number: int) -> Value:
+        """Images behind one another along their channels."""
+        first = parts[0]
+        for part in parts:
+            self._check(part)
+            if part.axes != first.axes or part.axis(number) != 1 or len(self._shapes[part.node]) != 3:
+                raise GraphError("a concatenation along other axes than the channels of images")
+        if len(parts) == 1:
+            return first
+        return replace(self.add(g.Concat, name, *(part.node for part in parts)), axes=first.axes)
+
+    def _padding(
+        self, x: Value, padding: WindowPadding, reach: Sequence[int], stride: Sequence[int]
+    ) -> g.Padding:
+        if isinstance(padding, g.Padding):
+            return padding
+        word = padding.lower()
+        if word == "valid":
+            return g.Padding()
+        if word not in ("same", "same_upper", "same_lower"):
+            raise GraphError(f"padding {padding!r}")
+        totals = [
+            max(0, (-(-size // step) - 1) * step + window - size)
+            for size, window, step in zip(x.size[2:], reach, stride, strict=True)
+        ]
+        less = [total // 2 for total in totals]
+        more = [total - half for total, half in zip(totals, less, strict=True)]
+        first, last = (more, less) if word == "same_lower" else (less, more)
+        return g.Padding(first[0], first[1], last[0], last[1])
+
+
+def _weights(weight: Array, bias: Array | None) -> g.FloatWeights:
+    weight = np.ascontiguousarray(weight, np.float32)
+    bias = np.zeros(len(weight), np.float32) if bias is None else np.asarray(bias, np.float32).reshape(-1)
+    return g.FloatWeights(weight, bias)
+
+
+def _clipped_ceil(x: Value, kernel: Sequence[int], stride: Sequence[int], pad: g.Padding) -> list[int]:
+    """Rows and columns that the last window of ceil_mode reaches beyond the padded image."""
+    beyond = []
+    ends = ((pad.top, pad.bottom), (pad.left, pad.right))
+    for size, window, step, (before, after) in zip(x.size[2:], kernel, stride, ends, strict=True):
+        count = -(-(size + before + after - window) // step) + 1
+        if (count - 1) * step >= size + before:  # a window must begin inside the image or before it
+            count -= 1
+        beyond.append(max(0, (count - 1) * step + window - (size + before + after)))
+    return beyond
+
+
+def _ceil_padding(x: Value, kernel: Sequence[int], stride: Sequence[int], pad: g.Padding) -> g.Padding:
+    rows, columns = _clipped_ceil(x, kernel, stride, pad)
+    return g.Padding(0, 0, rows, columns)
