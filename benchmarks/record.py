@@ -29,8 +29,8 @@ def real_data() -> Path:
     return folder
 
 
-def save(name: str, figures: Mapping[str, Any]) -> None:
-    """Write results/NAME.json and print it."""
+def save(name: str, figures: Mapping[str, Any], quiet: bool = False) -> None:
+    """Write results/NAME.json and, unless `quiet`, print it."""
     document = {
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
         "machine": {"cpu": this_cpu().name, "cores": this_cpu().cores, "os": platform.system()},
@@ -41,7 +41,8 @@ def save(name: str, figures: Mapping[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(document, indent=1)
     atomic_write(RESULTS / f"{name}.json", text + "\n")
-    print(text)
+    if not quiet:
+        print(text)
 
 
 def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:

@@ -1,7 +1,8 @@
 """What every frontend builds with: operators of frameworks in, graph nodes out.
 
-A method takes and returns Values (values.py) and raises GraphError for what the graph cannot say. Axis numbers
-are the tensor's, as its framework counts them; `channels_last` says where the framework has its channels.
+A method takes and returns Values (values.py) and raises GraphError for what the graph cannot say. Axis
+numbers are the tensor's, as its framework counts them; `channels_last` says where the framework has its
+channels.
 """
 
 from __future__ import annotations
@@ -159,8 +160,6 @@ class GraphBuilder:
         factors, offsets = (self._per_channel(x, values) for values in (scale, shift))
         if np.all(factors == 1) and np.all(offsets == 0):
             return x
-        if np.all(factors == 0):
-            raise GraphError("a multiplication by zero")
         return replace(x, node=self.add(g.BatchNorm, name, x.node, scale=factors, shift=offsets).node)
 
     def _per_channel(self, x: Value, values: Array) -> NDArray[np.float32]:
@@ -223,20 +222,21 @@ class GraphBuilder:
             a, b = (self._channel_image(value, name) for value in (a, b))
             made = self.add(g.Mul, name, a.node, b.node)
             return replace(made, axes=made.axes[:rank] if rank < 4 else self._layout)
-        self._check_gate(a, b)
-        if len(self._shapes[b.node]) == 1:
+        if a.axes != b.axes or a.size != b.size:
+            self._check_gate(a, b)
             b = self._channel_image(b, name)
         return replace(a, node=self.add(g.Mul, name, a.node, b.node).node)
 
-    def _check_gate(self, a: Value, b: Value) -> None:
-        """Each axis of the gate must stand for the image's own, or have one element."""
-        own = a.axes[len(a.axes) - len(b.axes) :] if len(b.axes) <= len(a.axes) else ()
-        fits = len(own) == len(b.axes) and all(
-            b.size[of_b] in (1, a.size[of_a]) and (b.size[of_b] == 1 or of_a == of_b)
-            for of_a, of_b in zip(own, b.axes, strict=True)
-        )
-        if not fits:
+    @staticmethod
+    def _check_gate(a: Value, b: Value) -> None:
+        """The gate must be one number a channel, however its own node holds it."""
+        numbers = [number for number, size in enumerate(b.shape) if size != 1]
+        behind = [number - len(b.axes) for number in numbers]
+        along = [a.axes[number] for number in behind if -number <= len(a.axes)]
+        if along not in ([], [1]) or any(b.shape[number] != a.size[1] for number in numbers):
             raise GraphError(f"a product of tensors of shapes {list(a.shape)} and {list(b.shape)}")
+        if not numbers and a.size[1] != 1:
+            raise GraphError("a product with a single number that depends on the image")
 
     def _channel_image(self, value: Value, name: str) -> Value:
         """A vector as [C, 1, 1]."""
@@ -255,6 +255,13 @@ class GraphBuilder:
         return a, replace(
             self.add(g.Reshape, f"{name}/alike", b.node, shape=self._shapes[a.node]), axes=a.axes
         )
+
+    def softmax(self, x: Value, number: int) -> Value:
+        """Probabilities over the classes; `graph` leaves it out at the end, and nothing else may read it."""
+        self._check(x)
+        if x.flat is None and [size for size in x.shape if size != 1] != [x.size[x.axis(number)]]:
+            raise GraphError("a softmax over other axes than the classes")
+        return replace(x, softmax=True)
 
     # Windows.
 
@@ -350,7 +357,7 @@ class GraphBuilder:
         return replace(value, axes=x.axes)
 
     def slice(self, name: str, x: Value, number: int, start: int, stop: int | None, step: int = 1) -> Value:
-        """x[..., start:stop:step, ...] along one axis: a range of channels, or every step-th row or column."""
+        """x[start:stop:step] along one axis: a range of channels, or every step-th row or column."""
         self._check(x)
         axis = x.axis(number)
         size = x.size[axis]

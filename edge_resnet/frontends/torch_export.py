@@ -6,19 +6,20 @@ in torch_operators.py. What has none is refused by operator, module and source l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
-from edge_resnet.frontends.torch_operators import IMPORTERS
-from edge_resnet.graph import nodes as g
+from edge_resnet.frontends.builder import GraphBuilder
+from edge_resnet.frontends.torch_operators import OPERATORS, Call
+from edge_resnet.frontends.values import Value
 from edge_resnet.graph.graph import Graph
 
-__all__ = ["graph_from_module"]
+__all__ = ["graph_from_module", "graph_from_program"]
 
 FxNode = torch.fx.Node
 
@@ -45,11 +46,26 @@ def graph_from_module(
         raise InputError(
             f"{name}: torch.export cannot trace the model at input {list(example.shape)}: {reason}"
         ) from error
-    return _Importer(program, name, mean, std, tuple(labels)).graph()
+    return graph_from_program(program, name, mean, std, labels)
+
+
+def graph_from_program(
+    program: torch.export.ExportedProgram,
+    name: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    labels: Sequence[str] = (),
+    output: str | None = None,
+) -> Graph:
+    """The graph of a program that torch.export made, at the input size that it has.
+
+    `output` names one of several outputs (the name of the value, or its number).
+    """
+    return _Importer(program, name, mean, std, output).graph(labels)
 
 
 class _Importer:
-    """Walks an exported program and collects graph nodes. `made` maps an fx node to the node it became."""
+    """Walks an exported program. `made` maps an fx node to what it became: a Value, a list, or a constant."""
 
     def __init__(
         self,
@@ -57,57 +73,82 @@ class _Importer:
         name: str,
         mean: Sequence[float],
         std: Sequence[float],
-        labels: tuple[str, ...],
+        output: str | None,
     ) -> None:
         self.program = program
         self.name = name
-        self.labels = labels
-        self.nodes: list[g.Node] = []
-        self.made: dict[FxNode, str] = {}
-        self.used_names: set[str] = set()
+        self.output = output
+        self.mean, self.std = mean, std
+        self.builder = GraphBuilder(name, channels_last=False)
+        self.made: dict[FxNode, Any] = {}
         self.parameters = _placeholder_tensors(program)
-        self.mean = np.asarray(mean, np.float32) * np.float32(255)
-        self.std = np.asarray(std, np.float32) * np.float32(255)
 
-    def graph(self) -> Graph:
+    @torch.no_grad()
+    def graph(self, labels: Sequence[str]) -> Graph:
         for fx in self.program.graph.nodes:
             if fx.op == "placeholder":
-                if fx.name not in self.parameters:
-                    self._import_input(fx)
+                self.made[fx] = self.parameters[fx.name] if fx.name in self.parameters else self._input(fx)
             elif fx.op == "call_function":
-                self._import_call(fx)
+                self.made[fx] = self._call(fx)
             elif fx.op == "output":
-                self._check_outputs(fx)
+                return self._finished(fx, labels)
             else:
                 raise self._unsupported(fx, f"{fx.op} {fx.target}")
-        return _trimmed(self.name, self.nodes, self.labels)
+        raise InputError(f"{self.name}: the program has no output")
 
-    def _import_input(self, fx: FxNode) -> None:
-        if self.nodes:
+    def _input(self, fx: FxNode) -> Value:
+        if self.builder.nodes:
             raise InputError(f"{self.name}: the model has more than one input; an image classifier has one")
-        shape = tuple(int(size) for size in fx.meta["val"].shape[1:])
-        self.nodes.append(g.Input(name="image", shape=shape))
-        self.nodes.append(g.Normalize(name="normalize", inputs=("image",), mean=self.mean, std=self.std))
-        self.used_names |= {"image", "normalize"}
-        self.made[fx] = "normalize"
+        shape = tuple(fx.meta["val"].shape) if "val" in fx.meta else ()
+        if len(shape) != 4 or shape[1] != len(self.mean) or not all(isinstance(n, int) for n in shape[1:]):
+            raise InputError(
+                f"{self.name}: the input is {list(shape)}, not an image [N, {len(self.mean)}, H, W] "
+                "of fixed size"
+            )
+        return self.builder.image(shape[1:], self.mean, self.std)
 
-    def _import_call(self, fx: FxNode) -> None:
-        importer = IMPORTERS.get(str(fx.target))
-        if importer is None:
+    def _call(self, fx: FxNode) -> Any:
+        arguments = torch.fx.node.map_arg(fx.args, self.made.__getitem__)
+        keywords = torch.fx.node.map_arg(dict(fx.kwargs), self.made.__getitem__)
+        if not any(_of_image(self.made[source]) for source in fx.all_input_nodes):
+            if any(source not in self.made for source in fx.all_input_nodes):
+                raise self._unsupported(fx, str(fx.target))
+            return self._constant(fx, arguments, keywords)
+        function = OPERATORS.get(str(fx.target))
+        if function is None:
             raise self._unsupported(fx, str(fx.target))
         try:
-            importer(self, fx)
+            return function(Call(self.builder, self._node_name(fx), tuple(arguments), keywords))
         except GraphError as error:
             raise self._unsupported(fx, f"{fx.target}: {error}") from None
 
-    def _check_outputs(self, fx: FxNode) -> None:
-        outputs = fx.args[0]
-        if not isinstance(outputs, tuple) or len(outputs) != 1:
-            raise InputError(f"{self.name}: the model has several outputs; an image classifier has one")
-        # Identities (dropout, a second flatten) may have been skipped at the end.
-        output = self.made[outputs[0]]  # type: ignore[index]
-        while self.nodes and self.nodes[-1].name != output:
-            self.nodes.pop()
+    def _constant(self, fx: FxNode, arguments: Any, keywords: Any) -> Any:
+        """What is computed from parameters alone, once, here. Only arithmetic: a program may be from a file."""
+        name = str(fx.target).split(".")[1] if str(fx.target).startswith("aten.") else str(fx.target)
+        if name not in _CONSTANT_OPERATORS:
+            raise self._unsupported(fx, f"{fx.target} of parameters")
+        size = getattr(fx.meta.get("val"), "numel", lambda: 0)()
+        if size > _LARGEST_CONSTANT:
+            raise self._unsupported(fx, f"{fx.target}: a constant of {size:,} elements")
+        return fx.target(*arguments, **keywords)  # type: ignore[operator]
+
+    def _finished(self, fx: FxNode, labels: Sequence[str]) -> Graph:
+        outputs = [node for node in fx.args[0] if isinstance(node, FxNode)]  # type: ignore[union-attr]
+        names = [node.name for node in outputs]
+        chosen = outputs[0] if len(outputs) == 1 else None
+        if self.output is not None:
+            numbered = dict(zip((*names, *map(str, range(len(names)))), (*outputs, *outputs), strict=True))
+            chosen = numbered.get(self.output)
+        if chosen is None:
+            wrong = f"no output {self.output!r}" if self.output else "several outputs"
+            raise InputError(f"{self.name}: the model has {wrong}; choose one: --output {' | '.join(names)}")
+        value = self.made[chosen]
+        if not isinstance(value, Value):
+            raise InputError(f"{self.name}: the output does not depend on the image")
+        try:
+            return self.builder.graph(value, labels)
+        except GraphError as error:
+            raise InputError(f"{self.name}: the output: {error}") from None
 
     def _unsupported(self, fx: FxNode, what: str) -> UnsupportedOperatorError:
         stack = fx.meta.get("nn_module_stack") or {}
@@ -119,52 +160,47 @@ class _Importer:
         at = f", {source}: {code}" if source else ""
         return UnsupportedOperatorError(f"{self.name}: operator {what} {where} is not supported{at}")
 
-    # What importers use.
-
-    def source(self, fx: FxNode, index: int = 0) -> str:
-        argument = fx.args[index]
-        if not isinstance(argument, FxNode) or argument not in self.made:
-            raise GraphError(f"argument {index} is not a tensor that the image flows through")
-        return self.made[argument]
-
-    def tensor(
-        self, fx: FxNode, index: int, default: float | None = None, size: int = 0
-    ) -> NDArray[np.float32]:
-        argument = fx.args[index] if index < len(fx.args) else None
-        if argument is None and default is not None:
-            return np.full(size, default, np.float32)
-        if not isinstance(argument, FxNode) or argument.name not in self.parameters:
-            raise GraphError(f"argument {index} is not a parameter of the model")
-        value: NDArray[np.float32] = self.parameters[argument.name].detach().float().numpy()
-        return value
-
-    def add(self, fx: FxNode, make: Callable[[str], g.Node]) -> None:
-        name = self._node_name(fx)
-        self.nodes.append(make(name))
-        self.made[fx] = name
-
-    def skip(self, fx: FxNode) -> None:
-        """The operator does nothing at inference."""
-        self.made[fx] = self.source(fx)
-
-    def shape(self, fx: FxNode) -> tuple[int, ...]:
-        return tuple(int(size) for size in fx.meta["val"].shape[1:])
-
     def _node_name(self, fx: FxNode) -> str:
         """The module's path where a module computes this node, else its parent's path and the operator."""
-        operator = str(fx.target).split(".")[1].rstrip("_")
+        parts = str(fx.target).split(".")
+        kind_of = parts[1].rstrip("_") if len(parts) > 1 else fx.name
         stack = fx.meta.get("nn_module_stack") or {}
         entries = [entry for entry in stack.values() if entry[0]]
         path, kind = (entries[-1][0], str(entries[-1][1]).rsplit(".", 1)[-1]) if entries else ("", "")
         leaf = kind in _LEAF_MODULES
-        base = path if leaf else ".".join(part for part in (path, operator) if part)
-        name, number = base, 1
-        while name in self.used_names:
-            number += 1
-            name = f"{base}_{number}"
-        self.used_names.add(name)
-        return name
+        return path if leaf else ".".join(part for part in (path, kind_of) if part)
 
+
+def _of_image(made: Any) -> bool:
+    """Whether something depends on the image."""
+    return isinstance(made, Value) or (isinstance(made, list) and any(map(_of_image, made)))
+
+
+# Standardized weights, blur kernels and the like: what may be computed from parameters.
+_CONSTANT_OPERATORS = {
+    *(
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "neg",
+        "pow",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "exp",
+        "abs",
+        "sigmoid",
+        "softmax",
+    ),
+    *("add_", "sub_", "mul_", "div_", "mean", "var", "var_mean", "std", "sum", "batch_norm"),
+    *("view", "reshape", "flatten", "expand", "expand_as", "permute", "transpose", "unsqueeze", "squeeze"),
+    *("repeat", "cat", "stack", "slice", "select", "flip", "clone", "detach", "alias", "contiguous", "to"),
+    *("full", "zeros", "ones", "full_like", "zeros_like", "ones_like", "arange", "lift_fresh_copy"),
+    "_assert_tensor_metadata",
+    str(operator.getitem),
+}
+_LARGEST_CONSTANT = 2**26
 
 # Modules that compute exactly one operator: the node takes their path as its name.
 _LEAF_MODULES = {
@@ -172,6 +208,8 @@ _LEAF_MODULES = {
     "BatchNorm2d",
     "Linear",
     "ReLU",
+    "ReLU6",
+    "Sigmoid",
     "MaxPool2d",
     "AvgPool2d",
     "AdaptiveAvgPool2d",
@@ -190,12 +228,3 @@ def _placeholder_tensors(program: torch.export.ExportedProgram) -> dict[str, tor
         **signature.inputs_to_lifted_tensor_constants,
     }
     return {placeholder: named[target] for placeholder, target in targets.items()}
-
-
-def _trimmed(name: str, nodes: list[g.Node], labels: tuple[str, ...]) -> Graph:
-    """The graph of what the output needs; a node that nothing reads (an auxiliary head) goes."""
-    wanted = {nodes[-1].name}
-    for node in reversed(nodes):
-        if node.name in wanted:
-            wanted.update(node.inputs)
-    return Graph(name, tuple(node for node in nodes if node.name in wanted), labels)

@@ -1,56 +1,63 @@
-"""One function for each aten operator of the family: an fx node becomes a graph node.
+"""One function for each aten operator of the family: what an fx node does, said to the GraphBuilder.
 
-A function raises GraphError for a form of its operator that the graph cannot say.
+A function returns the operator's result (a list for one that has several) and raises GraphError for a form of
+it that the graph cannot say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edge_resnet.errors import GraphError
+from edge_resnet.frontends.builder import GraphBuilder, WindowPadding
+from edge_resnet.frontends.values import Value, reshaped, squeezed, transposed, unsqueezed
 from edge_resnet.graph import nodes as g
 
-__all__ = ["IMPORTERS", "Importer"]
+__all__ = ["OPERATORS", "Call"]
 
 FxNode = torch.fx.Node
+Result = Value | list[Value]
 
 
-class Importer(Protocol):
-    """What the functions use of the walk over the exported program. Shapes are without the batch axis."""
+@dataclass(frozen=True)
+class Call:
+    """One call of the exported program: arguments are numbers, Values, or tensors made of parameters."""
 
-    nodes: list[g.Node]
-    made: dict[FxNode, str]
+    builder: GraphBuilder
+    name: str
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
 
-    def source(self, fx: FxNode, index: int = 0) -> str:
-        """Name of the graph node that an argument became."""
-        ...
+    def get(self, index: int, default: Any = None) -> Any:
+        return self.arguments[index] if index < len(self.arguments) else default
 
-    def tensor(
-        self, fx: FxNode, index: int, default: float | None = None, size: int = 0
-    ) -> NDArray[np.float32]:
-        """A parameter's values; where it is absent, `size` times `default`."""
-        ...
+    def value(self, index: int = 0) -> Value:
+        argument = self.get(index)
+        if not isinstance(argument, Value):
+            raise GraphError(f"argument {index} is not a tensor that the image flows through")
+        return argument
 
-    def add(self, fx: FxNode, make: Callable[[str], g.Node]) -> None:
-        """Add the node that `make` builds with the name it is given."""
-        ...
+    def constant(self, index: int) -> NDArray[np.float32] | None:
+        """A parameter, or None where there is none."""
+        argument = self.get(index)
+        if argument is None:
+            return None
+        if isinstance(argument, Value):
+            raise GraphError(f"argument {index} depends on the image; it must be a parameter of the model")
+        return np.asarray(torch.as_tensor(argument).detach().float().numpy())
 
-    def skip(self, fx: FxNode) -> None:
-        """The operator does nothing at inference."""
-        ...
-
-    def shape(self, fx: FxNode) -> tuple[int, ...]:
-        """Shape of an fx node's result."""
-        ...
-
-
-def _argument(fx: FxNode, index: int, default: Any) -> Any:
-    return fx.args[index] if index < len(fx.args) else default
+    def weight(self, index: int) -> NDArray[np.float32]:
+        weight = self.constant(index)
+        if weight is None:
+            raise GraphError(f"argument {index} is missing")
+        return weight
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -60,224 +67,302 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(values[0]), int(values[1])
 
 
-def _conv(importer: Importer, fx: FxNode) -> None:
-    source, weight = importer.source(fx), importer.tensor(fx, 1)
-    bias = importer.tensor(fx, 2, default=0.0, size=len(weight))
-    stride, dilation = _pair(_argument(fx, 3, 1)), _pair(_argument(fx, 5, 1))
-    padding = _argument(fx, 4, 0)
-    if isinstance(padding, str):
-        padding = _named_padding(padding, weight.shape[2:], dilation)
+def _along(value: Any, rank: int, other: int) -> tuple[int, int]:
+    """A pair for a two-dimensional window; a one-dimensional one has `other` along the axis it lacks."""
+    if rank == 2:
+        return _pair(value)
+    return int(value if isinstance(value, int) else value[0]), other
+
+
+def _conv(call: Call) -> Value:
+    weight = call.weight(1)
+    rank = weight.ndim - 2
+    padding: WindowPadding
+    if isinstance(call.get(4, 0), str):
+        padding = str(call.get(4))
     else:
-        padding = g.Padding.symmetric(*_pair(padding))
-    importer.add(
-        fx,
-        lambda name: g.Conv(
-            name=name,
-            inputs=(source,),
-            weights=g.FloatWeights(weight, bias),
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=int(_argument(fx, 6, 1)),
-        ),
+        padding = g.Padding.symmetric(*_along(call.get(4, 0), rank, 0))
+    return call.builder.conv(
+        call.name,
+        call.value(),
+        weight,
+        call.constant(2),
+        stride=_along(call.get(3, 1), rank, 1),
+        padding=padding,
+        dilation=_along(call.get(5, 1), rank, 1),
+        groups=int(call.get(6, 1)),
     )
 
 
-def _named_padding(name: str, kernel: tuple[int, ...], dilation: tuple[int, int]) -> g.Padding:
-    if name == "valid":
-        return g.Padding()
-    rows, columns = ((k - 1) * d for k, d in zip(kernel, dilation, strict=True))
-    return g.Padding(rows // 2, columns // 2, rows - rows // 2, columns - columns // 2)
-
-
-def _batch_norm(importer: Importer, fx: FxNode) -> None:
-    source = importer.source(fx)
-    if _argument(fx, 5, False):
+def _batch_norm(call: Call) -> Value:
+    if call.get(5, False):
         raise GraphError("batch normalization in training mode")
-    mean, variance = importer.tensor(fx, 3), importer.tensor(fx, 4)
-    gamma = importer.tensor(fx, 1, default=1.0, size=len(mean)).astype(np.float64)
-    beta = importer.tensor(fx, 2, default=0.0, size=len(mean)).astype(np.float64)
-    scale = gamma / np.sqrt(variance.astype(np.float64) + float(_argument(fx, 7, 1e-5)))
-    shift = beta - mean * scale
-    importer.add(
-        fx,
-        lambda name: g.BatchNorm(
-            name=name, inputs=(source,), scale=scale.astype(np.float32), shift=shift.astype(np.float32)
-        ),
+    mean, variance = call.weight(3).astype(np.float64), call.weight(4).astype(np.float64)
+    gamma, beta = call.constant(1), call.constant(2)
+    scale = (1.0 if gamma is None else gamma.astype(np.float64)) / np.sqrt(
+        variance + float(call.get(7, 1e-5))
     )
+    shift = (0.0 if beta is None else beta.astype(np.float64)) - mean * scale
+    shape = (1, -1) + (1,) * (len(call.value().axes) - 2)
+    return call.builder.affine(call.name, call.value(), scale.reshape(shape), np.reshape(shift, shape))
 
 
-def _relu(importer: Importer, fx: FxNode) -> None:
-    source = importer.source(fx)
-    importer.add(fx, lambda name: g.Relu(name=name, inputs=(source,)))
+def _binary(
+    both: Callable[[GraphBuilder, str, Value, Value], Value],
+    constant: Callable[[NDArray[np.float32], bool], tuple[Any, Any]],
+) -> Callable[[Call], Result]:
+    """On two tensors, or on one and a constant: `constant(it, image first)` gives scale and shift."""
+
+    def call_it(call: Call) -> Value:
+        if call.keywords.get("alpha", 1) != 1:
+            raise GraphError("a sum with alpha other than 1")
+        a, b = call.get(0), call.get(1)
+        if isinstance(a, Value) and isinstance(b, Value):
+            return both(call.builder, call.name, a, b)
+        at = 0 if isinstance(a, Value) else 1
+        scale, shift = constant(call.weight(1 - at), at == 0)
+        return call.builder.affine(call.name, call.value(at), np.asarray(scale), np.asarray(shift))
+
+    return call_it
 
 
-def _add(importer: Importer, fx: FxNode) -> None:
-    if fx.kwargs.get("alpha", 1) != 1:
-        raise GraphError("a sum with alpha other than 1")
-    sources = (importer.source(fx, 0), importer.source(fx, 1))
-    importer.add(fx, lambda name: g.Add(name=name, inputs=sources))
+def _refuse(what: str) -> Callable[[GraphBuilder, str, Value, Value], Value]:
+    def raise_it(builder: GraphBuilder, name: str, a: Value, b: Value) -> Value:
+        raise GraphError(f"{what} of two tensors that both depend on the image")
+
+    return raise_it
 
 
-def _max_pool(importer: Importer, fx: FxNode) -> None:
-    source, kernel = importer.source(fx), _pair(fx.args[1])
-    if _pair(_argument(fx, 4, 1)) != (1, 1):
+def _divided(c: NDArray[np.float32], image_first: bool) -> tuple[Any, Any]:
+    if not image_first:
+        raise GraphError("a division by the image")
+    return 1 / c.astype(np.float64), 0.0
+
+
+def _max_pool(call: Call) -> Value:
+    if _pair(call.get(4, 1)) != (1, 1):
         raise GraphError("max pooling with dilation")
-    stride = _pair(_argument(fx, 2, None) or kernel)
-    padding = g.Padding.symmetric(*_pair(_argument(fx, 3, 0)))
-    if _argument(fx, 5, False):
-        padding = padding + _ceil_padding(importer, fx, kernel, stride, padding)
-    importer.add(
-        fx,
-        lambda name: g.MaxPool(name=name, inputs=(source,), kernel=kernel, stride=stride, padding=padding),
+    kernel = _pair(call.get(1))
+    padding = g.Padding.symmetric(*_pair(call.get(3, 0)))
+    stride = _pair(call.get(2) or kernel)
+    return call.builder.max_pool(call.name, call.value(), kernel, stride, padding, bool(call.get(5, False)))
+
+
+def _avg_pool(call: Call) -> Value:
+    kernel = _pair(call.get(1))
+    if call.get(6) is not None:
+        raise GraphError("average pooling with a divisor of its own")
+    return call.builder.average_pool(
+        call.name,
+        call.value(),
+        kernel,
+        _pair(call.get(2) or kernel),
+        g.Padding.symmetric(*_pair(call.get(3, 0))),
+        ceil=bool(call.get(4, False)),
+        counts_padding=bool(call.get(5, True)),
     )
 
 
-def _ceil_padding(
-    importer: Importer, fx: FxNode, kernel: tuple[int, int], stride: tuple[int, int], padding: g.Padding
-) -> g.Padding:
-    """The extra rows and columns at the end that ceil_mode makes room for."""
-    source = fx.args[0]
-    assert isinstance(source, FxNode)
-    (_, height, width), (_, rows, columns) = importer.shape(source), importer.shape(fx)
-    need = ((rows - 1) * stride[0] + kernel[0], (columns - 1) * stride[1] + kernel[1])
-    have = (height + padding.top + padding.bottom, width + padding.left + padding.right)
-    return g.Padding(bottom=max(0, need[0] - have[0]), right=max(0, need[1] - have[1]))
+def _mean(call: Call) -> Value:
+    axes = call.get(1) or range(1, len(call.value().axes))
+    return call.builder.mean(call.name, call.value(), list(axes), bool(call.get(2, False)))
 
 
-def _avg_pool(importer: Importer, fx: FxNode) -> None:
-    source, kernel = importer.source(fx), _pair(fx.args[1])
-    stride = _pair(_argument(fx, 2, None) or kernel)
-    padding = _pair(_argument(fx, 3, 0))
-    argument = fx.args[0]
-    assert isinstance(argument, FxNode)
-    height, width = importer.shape(argument)[1:]
-    ragged = (height - kernel[0]) % stride[0] or (width - kernel[1]) % stride[1]
-    if padding != (0, 0) or (_argument(fx, 4, False) and ragged) or _argument(fx, 6, None) is not None:
-        raise GraphError("average pooling with padding, ragged ceil_mode or divisor_override")
-    if kernel == (height, width):
-        importer.add(fx, lambda name: g.GlobalAvgPool(name=name, inputs=(source,)))
-    else:
-        importer.add(fx, lambda name: g.AvgPool(name=name, inputs=(source,), kernel=kernel, stride=stride))
+def _flatten(call: Call) -> Value:
+    value = call.value()
+    shape = list(value.shape)
+    first, last = (int(n) % len(shape) for n in (call.get(1, 0), call.get(2, -1)))
+    return reshaped(value, [*shape[:first], -1, *shape[last + 1 :]])
 
 
-def _adaptive_avg_pool(importer: Importer, fx: FxNode) -> None:
-    source, size = importer.source(fx), _pair(fx.args[1])
-    argument = fx.args[0]
-    assert isinstance(argument, FxNode)
-    height, width = importer.shape(argument)[1:]
-    if size == (1, 1):
-        importer.add(fx, lambda name: g.GlobalAvgPool(name=name, inputs=(source,)))
-    elif size == (height, width):
-        importer.skip(fx)
-    elif height % size[0] == 0 and width % size[1] == 0:
-        kernel = (height // size[0], width // size[1])
-        importer.add(fx, lambda name: g.AvgPool(name=name, inputs=(source,), kernel=kernel, stride=kernel))
-    else:
-        raise GraphError(f"adaptive average pooling from {height}x{width} to {size[0]}x{size[1]}")
+def _pad(call: Call) -> Value:
+    amounts = [int(value) for value in call.get(1)]
+    mode, fill = call.get(2, "constant"), call.get(3)
+    if mode not in ("constant", "reflect") or fill not in (None, 0, 0.0):
+        raise GraphError(f"padding in mode {mode!r} with value {fill}")
+    return _bordered(call, amounts, reflect=mode == "reflect")
 
 
-def _mean(importer: Importer, fx: FxNode) -> None:
-    """x.mean((2, 3)): global average pooling, with or without the two axes kept."""
-    source, argument = importer.source(fx), fx.args[0]
-    assert isinstance(argument, FxNode)
-    rank = len(importer.shape(argument)) + 1
-    axes = {axis % rank for axis in _argument(fx, 1, ()) or ()}
-    if rank != 4 or axes != {2, 3}:
-        raise GraphError("a mean over other axes than height and width")
-    importer.add(fx, lambda name: g.GlobalAvgPool(name=name, inputs=(source,)))
-    if not _argument(fx, 2, False):
-        pooled = importer.made[fx]
-        importer.add(fx, lambda name: g.Flatten(name=name, inputs=(pooled,)))
+def _constant_pad(call: Call) -> Value:
+    if call.get(2, 0) != 0:
+        raise GraphError(f"padding with value {call.get(2)}")
+    return _bordered(call, [int(value) for value in call.get(1)])
 
 
-def _flatten(importer: Importer, fx: FxNode) -> None:
-    source, argument = importer.source(fx), fx.args[0]
-    assert isinstance(argument, FxNode)
-    before, after = importer.shape(argument), importer.shape(fx)
-    if before == after:
-        importer.skip(fx)
-    elif len(after) == 1 and len(before) == 3:
-        importer.add(fx, lambda name: g.Flatten(name=name, inputs=(source,)))
-    else:
-        raise GraphError(f"a reshape from {before} to {after}")
+def _bordered(call: Call, amounts: Sequence[int], reflect: bool = False) -> Value:
+    """torch lists its amounts from the last axis on."""
+    rank = len(call.value().axes)
+    pairs = [(amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)]
+    by_axis = [*[(0, 0)] * (rank - len(pairs)), *reversed(pairs)]
+    return call.builder.pad(call.name, call.value(), by_axis, reflect=reflect)
 
 
-def _linear(importer: Importer, fx: FxNode) -> None:
-    source, weight = importer.source(fx), importer.tensor(fx, 1)
-    bias = importer.tensor(fx, 2, default=0.0, size=len(weight))
-    importer.add(fx, lambda name: g.Linear(name=name, inputs=(source,), weights=g.FloatWeights(weight, bias)))
+def _slice(call: Call) -> Value:
+    start, stop = call.get(2), call.get(3)
+    return call.builder.slice(
+        call.name, call.value(), int(call.get(1, 0)), start or 0, stop, int(call.get(4, 1))
+    )
 
 
-def _pad(importer: Importer, fx: FxNode) -> None:
-    source = importer.source(fx)
-    amounts = [int(value) for value in fx.args[1]]  # type: ignore[union-attr,arg-type]
-    mode, value = _argument(fx, 2, "constant"), _argument(fx, 3, None)
-    if mode != "constant" or value not in (None, 0, 0.0):
-        raise GraphError(f"padding in mode {mode!r} with value {value}")
-    left, right, top, bottom, before, after = (amounts + [0] * 6)[:6]
-    if any(amounts[6:]) or min(amounts) < 0:
-        raise GraphError(f"padding by {amounts}")
-    if before or after:
-        importer.add(fx, lambda name: g.PadChannels(name=name, inputs=(source,), before=before, after=after))
-        source = importer.made[fx]
-    if any((left, right, top, bottom)):
-        padding = g.Padding(top, left, bottom, right)
-        importer.add(fx, lambda name: g.Pad(name=name, inputs=(source,), padding=padding))
-    importer.made[fx] = importer.nodes[-1].name if any(amounts) else source
+def _split(call: Call) -> list[Value]:
+    """split(x, size or sizes, axis)."""
+    value, sizes, axis = call.value(), call.get(1), int(call.get(2, 0))
+    total = value.shape[axis]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
+    return _parts(call, value, [int(size) for size in sizes], axis)
 
 
-def _slice(importer: Importer, fx: FxNode) -> None:
-    """x[:, :, ::s, ::s] comes as one slice an axis; each that takes everything is skipped."""
-    source, argument = importer.source(fx), fx.args[0]
-    assert isinstance(argument, FxNode)
-    axis, start, end, step = (_argument(fx, i, d) for i, d in ((1, 0), (2, None), (3, None), (4, 1)))
-    size = int(argument.meta["val"].shape[axis])
-    if start not in (None, 0) or (end is not None and end < size):
-        raise GraphError(f"a slice [{start}:{end}:{step}] of axis {axis}")
-    if step == 1:
-        importer.skip(fx)
-    elif axis in (2, 3):
-        _subsample(importer, fx, source, axis, step)
-    else:
-        raise GraphError(f"a slice [{start}:{end}:{step}] of axis {axis}")
+def _chunk(call: Call) -> list[Value]:
+    value, axis = call.value(), int(call.get(2, 0))
+    total = value.shape[axis]
+    size = -(-total // int(call.get(1)))
+    return _parts(call, value, [min(size, total - start) for start in range(0, total, size)], axis)
 
 
-def _subsample(importer: Importer, fx: FxNode, source: str, axis: int, step: int) -> None:
-    """Rows, then columns: the second slice joins the first when nothing else reads it."""
-    argument = fx.args[0]
-    assert isinstance(argument, FxNode)
-    last = importer.nodes[-1]
-    if axis == 3 and isinstance(last, g.Subsample) and last.name == source and len(argument.users) == 1:
-        importer.nodes[-1] = g.Subsample(name=last.name, inputs=last.inputs, stride=(last.stride[0], step))
-        importer.made[fx] = last.name
-        return
-    stride = (step, 1) if axis == 2 else (1, step)
-    importer.add(fx, lambda name: g.Subsample(name=name, inputs=(source,), stride=stride))
+def _parts(call: Call, value: Value, sizes: list[int], axis: int) -> list[Value]:
+    ends = np.cumsum(sizes).tolist()
+    return [
+        call.builder.slice(f"{call.name}/{number}", value, axis, end - size, end)
+        for number, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    ]
 
 
-IMPORTERS: dict[str, Callable[[Importer, FxNode], None]] = {
-    "aten.conv2d.default": _conv,
-    "aten.conv2d.padding": _conv,
-    "aten.batch_norm.default": _batch_norm,
-    "aten.relu.default": _relu,
-    "aten.relu_.default": _relu,
-    "aten.add.Tensor": _add,
-    "aten.add_.Tensor": _add,
-    "aten.max_pool2d.default": _max_pool,
-    "aten.avg_pool2d.default": _avg_pool,
-    "aten.adaptive_avg_pool2d.default": _adaptive_avg_pool,
-    "aten.mean.dim": _mean,
-    "aten.flatten.using_ints": _flatten,
-    "aten.view.default": _flatten,
-    "aten.reshape.default": _flatten,
-    "aten.linear.default": _linear,
-    "aten.pad.default": _pad,
-    "aten.slice.Tensor": _slice,
-    "aten.dropout.default": lambda importer, fx: importer.skip(fx),
-    "aten.dropout_.default": lambda importer, fx: importer.skip(fx),
-    "aten.feature_dropout.default": lambda importer, fx: importer.skip(fx),
-    "aten.clone.default": lambda importer, fx: importer.skip(fx),
-    "aten.contiguous.default": lambda importer, fx: importer.skip(fx),
-    "aten.alias.default": lambda importer, fx: importer.skip(fx),
+def _getitem(call: Call) -> Value:
+    parts, index = call.arguments
+    if not isinstance(parts, list):
+        raise GraphError("an element of what is no list of tensors")
+    value: Value = parts[index]
+    return value
+
+
+def _cat(call: Call) -> Value:
+    parts = call.get(0)
+    if not all(isinstance(part, Value) for part in parts):
+        raise GraphError("a concatenation with a constant")
+    return call.builder.concat(call.name, parts, int(call.get(1, 0)))
+
+
+def _transpose(call: Call) -> Value:
+    order = list(range(len(call.value().axes)))
+    first, second = (int(n) % len(order) for n in call.arguments[1:3])
+    order[first], order[second] = order[second], order[first]
+    return transposed(call.value(), order)
+
+
+def _squeeze(call: Call) -> Value:
+    axes = call.get(1)
+    numbers = None if axes is None else [axes] if isinstance(axes, int) else list(axes)
+    value = call.value()
+    if numbers is not None:  # torch leaves an axis of more than one element as it is
+        numbers = [number for number in numbers if value.shape[number] == 1]
+    return squeezed(value, numbers)
+
+
+def _expand(call: Call) -> Value:
+    """A product that follows broadcasts in any case; here it only must not do more than that."""
+    target = call.get(1)
+    shape = list(target.shape) if isinstance(target, Value) else [int(size) for size in target]
+    if len(shape) != len(call.value().axes):
+        raise GraphError(f"an expansion from {list(call.value().shape)} to {shape}")
+    return call.value()
+
+
+def _softmax(call: Call) -> Value:
+    return call.builder.softmax(call.value(), int(call.get(1)))
+
+
+def _same(call: Call) -> Value:
+    """The operator does nothing at inference."""
+    return call.value()
+
+
+def _clip(call: Call) -> Value:
+    return call.builder.clip(call.name, call.value(), call.get(1, -1.0), call.get(2, 1.0))
+
+
+def _unary(kind: type[g.Node]) -> Callable[[Call], Result]:
+    return lambda call: call.builder.elementwise(kind, call.name, call.value())
+
+
+def _gated(kind: type[g.Node]) -> Callable[[Call], Result]:
+    return lambda call: call.builder.gated(kind, call.name, call.value())
+
+
+_BY_NAME: dict[str, Callable[[Call], Result]] = {
+    "conv1d.default": _conv,
+    "conv2d.default": _conv,
+    "conv2d.padding": _conv,
+    "batch_norm.default": _batch_norm,
+    "relu.default": lambda call: call.builder.relu(call.name, call.value()),
+    "relu6.default": lambda call: call.builder.clip(call.name, call.value(), 0.0, 6.0),
+    "hardtanh.default": _clip,
+    "clamp.default": lambda call: call.builder.clip(call.name, call.value(), call.get(1), call.get(2)),
+    "clamp_min.default": lambda call: call.builder.clip(call.name, call.value(), call.get(1), None),
+    "sigmoid.default": _unary(g.Sigmoid),
+    "hardsigmoid.default": _unary(g.HardSigmoid),
+    "silu.default": _gated(g.Sigmoid),
+    "hardswish.default": _gated(g.HardSigmoid),
+    "add.Tensor": _binary(GraphBuilder.sum, lambda c, first: (1.0, c)),
+    "mul.Tensor": _binary(GraphBuilder.product, lambda c, first: (c, 0.0)),
+    "sub.Tensor": _binary(_refuse("a difference"), lambda c, first: (1.0, -c) if first else (-1.0, c)),
+    "div.Tensor": _binary(_refuse("a quotient"), _divided),
+    "max_pool2d.default": _max_pool,
+    "avg_pool2d.default": _avg_pool,
+    "adaptive_avg_pool2d.default": lambda call: call.builder.adaptive_average_pool(
+        call.name, call.value(), _pair(call.get(1))
+    ),
+    "mean.dim": _mean,
+    "flatten.using_ints": _flatten,
+    "view.default": lambda call: reshaped(call.value(), call.get(1)),
+    "reshape.default": lambda call: reshaped(call.value(), call.get(1)),
+    "squeeze.default": _squeeze,
+    "squeeze.dim": _squeeze,
+    "squeeze.dims": _squeeze,
+    "unsqueeze.default": lambda call: unsqueezed(call.value(), [int(call.get(1))]),
+    "permute.default": lambda call: transposed(call.value(), call.get(1)),
+    "transpose.int": _transpose,
+    "expand.default": _expand,
+    "expand_as.default": _expand,
+    "linear.default": lambda call: call.builder.linear(
+        call.name, call.value(), call.weight(1), call.constant(2)
+    ),
+    "pad.default": _pad,
+    "constant_pad_nd.default": _constant_pad,
+    "reflection_pad2d.default": lambda call: _bordered(call, call.get(1), reflect=True),
+    "slice.Tensor": _slice,
+    "split.Tensor": _split,
+    "split_with_sizes.default": _split,
+    "chunk.default": _chunk,
+    "cat.default": _cat,
+    "softmax.int": _softmax,
+    "dropout.default": _same,
+    "feature_dropout.default": _same,
+    "clone.default": _same,
+    "contiguous.default": _same,
+    "alias.default": _same,
+    "detach.default": _same,
+    "to.dtype": _same,
 }
+# In place or not, an operator is the same function.
+_IN_PLACE = (
+    "relu",
+    "relu6",
+    "hardtanh",
+    "sigmoid",
+    "hardsigmoid",
+    "silu",
+    "hardswish",
+    "add",
+    "mul",
+    "sub",
+    "div",
+)
+
+OPERATORS: dict[Any, Callable[[Call], Result]] = {f"aten.{name}": made for name, made in _BY_NAME.items()}
+OPERATORS |= {
+    f"aten.{name.replace('.', '_.', 1)}": made
+    for name, made in _BY_NAME.items()
+    if name.partition(".")[0] in (*_IN_PLACE, "dropout", "clamp", "clamp_min", "squeeze")
+}
+OPERATORS[str(operator.getitem)] = _getitem

@@ -17,7 +17,7 @@ __all__ = ["Value", "reshaped", "squeezed", "transposed", "unsqueezed"]
 
 @dataclass(frozen=True)
 class Value:
-    """`axes[i]` is the node's axis that axis i of the tensor stands for: 0 batch, 1 channels, 2 rows, 3 columns.
+    """`axes[i]` is the node's axis that the tensor's axis i stands for: 0 batch, 1 channels, 2 rows, 3 columns.
 
     A node's axis that is not among `axes` has one element. `size` holds the node's sizes, by axis, with 1 for
     the batch; a vector [C] has the sizes (1, C, 1, 1). `flat` is set where several axes were flattened into
@@ -80,17 +80,14 @@ def unsqueezed(value: Value, numbers: Sequence[int]) -> Value:
     value.check_not_flat()
     rank = len(value.axes) + len(numbers)
     at = {number % rank for number in numbers}
+    if len(at) != len(numbers) or 0 in at:
+        raise GraphError(f"axes {list(numbers)} added to a tensor of shape {list(value.shape)}")
     rest = iter(value.axes)
-    free = iter(axis for axis in range(1, 4) if axis not in value.axes)
-    try:
-        axes = tuple(next(free) if i in at else next(rest) for i in range(rank))
-    except StopIteration:
-        raise GraphError(f"a tensor of {rank} axes") from None
-    return replace(value, axes=axes)
+    return replace(value, axes=_filled([None if i in at else next(rest) for i in range(rank)]))
 
 
 def reshaped(value: Value, shape: Sequence[int]) -> Value:
-    """numpy.reshape, where axes of one element come and go, or where all is flattened behind the batch axis."""
+    """numpy.reshape, where axes of one element come and go, or all is flattened behind the batch axis."""
     if value.flat is not None:
         if tuple(shape)[1:] in ((-1,), value.shape[1:]):
             return value
@@ -100,15 +97,18 @@ def reshaped(value: Value, shape: Sequence[int]) -> Value:
     wanted = [size for size in target[1:] if size != 1]
     if wanted == [value.size[axis] for axis in axes]:
         used = iter(axes)
-        free = iter(axis for axis in range(1, 4) if axis not in axes)
-        try:
-            ones = tuple(next(used) if size != 1 else next(free) for size in target[1:])
-        except StopIteration:
-            raise GraphError(f"a tensor of {len(target)} axes") from None
-        return replace(value, axes=(0, *ones))
+        return replace(value, axes=_filled([0, *(next(used) if size != 1 else None for size in target[1:])]))
     if len(target) == 2:
         return replace(value, axes=(0, 1), flat=tuple(axes))
     raise GraphError(f"a reshape from {list(value.shape)} to {list(shape)}")
+
+
+def _filled(axes: Sequence[int | None]) -> tuple[int, ...]:
+    """The None of an axis of one element become axes that are not used yet."""
+    free = [axis for axis in range(1, 4) if axis not in axes]
+    if axes.count(None) > len(free):
+        raise GraphError(f"a tensor of {len(axes)} axes")
+    return tuple(free.pop(0) if axis is None else axis for axis in axes)
 
 
 def _sizes(value: Value, shape: Sequence[int]) -> list[int]:

@@ -1,0 +1,228 @@
+"""Which models of the family come in, go out in every format, and are the same to the bit?
+
+All ResNets, ResNeXts, wide ResNets and RegNets of torchvision and timm (and timm's relatives: pre-activation,
+Res2Net, SK, ResNeSt, CSP, legacy SE), with seeded random weights and random batch-norm statistics, at 64x64.
+For each: import, float agreement with torch, int8 on the reference executor, LiteRT, ONNX Runtime and the MIL
+evaluator, ranges read back. Each model runs in a process of its own; results are kept, so that a run that was
+cut off goes on where it was.
+
+    python -m benchmarks.coverage                     everything (about two hours)
+    python -m benchmarks.coverage timm:resnet18 ...   these
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import record
+
+SIZE, IMAGES, SEED = 64, 16, 0
+# Larger ones have the same operators as their smaller siblings and would take hours here.
+LARGEST_TIMM = 90e6
+TIMEOUT = 1200
+TIMM_MODULES = ("resnet", "regnet", "resnetv2", "res2net", "sknet", "resnest", "cspnet", "senet")
+TARGETS = ("tflite-int8", "onnx-int8", "coreml-int8")
+PARTIAL = record.RESULTS / "coverage"
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--one"]:
+        print(json.dumps(_row(sys.argv[2])))
+        return
+    names = sys.argv[1:] or _names()
+    rows = json.loads(PARTIAL.with_suffix(".json").read_text())["models"] if _resumes() else {}
+    for number, name in enumerate(names):
+        if name not in rows:
+            rows[name] = _in_process(name)
+            print(f"{number + 1}/{len(names)} {name}: {_verdict(rows[name])}", file=sys.stderr, flush=True)
+            _save(rows)
+    _save(rows)
+
+
+def _resumes() -> bool:
+    return PARTIAL.with_suffix(".json").exists()
+
+
+def _save(rows: dict[str, Any]) -> None:
+    record.save(
+        "coverage", {"size": SIZE, "images": IMAGES, "summary": _summary(rows), "models": rows}, quiet=True
+    )
+
+
+def _names() -> list[str]:
+    from edge_resnet.models.torchvision_models import import_timm, import_torchvision
+
+    models, timm = import_torchvision().models, import_timm()
+    wanted = ("resnet", "resnext", "wide_resnet", "regnet")
+    own = [f"torchvision:{n}" for n in models.list_models(module=models) if n.startswith(wanted)]
+    return own + [f"timm:{n}" for module in TIMM_MODULES for n in timm.list_models(module=module)]
+
+
+def _summary(rows: dict[str, Any]) -> dict[str, Any]:
+    tried = {name: row for name, row in rows.items() if "skipped" not in row}
+    core = {n: r for n, r in tried.items() if r.get("family") in ("torchvision", "resnet", "regnet")}
+
+    def share(part: dict[str, Any]) -> dict[str, Any]:
+        passed = sum(bool(row.get("passes")) for row in part.values())
+        return {"tried": len(part), "pass": passed, "share": round(passed / max(1, len(part)), 4)}
+
+    timm = {name: row for name, row in core.items() if name.startswith("timm:")}
+    return {
+        "torchvision": share({n: r for n, r in core.items() if n.startswith("torchvision:")}),
+        "timm ResNet and RegNet": share(timm),
+        "relatives": share({n: r for n, r in tried.items() if n not in core}),
+        "skipped": sum("skipped" in row for row in rows.values()),
+        "identical on all CPU runtimes": sum(bool(row.get("identical")) for row in tried.values()),
+    }
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if "skipped" in row:
+        return f"skipped: {row['skipped']}"
+    return "passes" if row.get("passes") else f"FAILS: {row.get('reason')}"
+
+
+def _in_process(name: str) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.coverage", "--one", name],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            cwd=record.ROOT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"passes": False, "reason": f"took more than {TIMEOUT} s"}
+    try:
+        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        row = {"passes": False, "reason": f"exit code {done.returncode}: {done.stderr.strip()[-300:]}"}
+    return row
+
+
+def _row(name: str) -> dict[str, Any]:
+    from edge_resnet.errors import EdgeResnetError
+
+    source, _, model = name.partition(":")
+    row: dict[str, Any] = {"family": _family(source, model)}
+    try:
+        _measure(source, model, row)
+    except EdgeResnetError as error:
+        row |= {"passes": False, "reason": str(error)}
+    return row
+
+
+def _family(source: str, model: str) -> str:
+    if source != "timm":
+        return source
+    from edge_resnet.models.torchvision_models import import_timm
+
+    timm = import_timm()
+    return next(module for module in TIMM_MODULES if model in timm.list_models(module=module))
+
+
+def _measure(source: str, model: str, row: dict[str, Any]) -> None:
+    import torch
+
+    from edge_resnet.compression.calibrate import calibrate
+    from edge_resnet.compression.quantize import quantize
+    from edge_resnet.frontends.torch_export import graph_from_module
+    from edge_resnet.graph.float_executor import FloatExecutor
+    from edge_resnet.graph.passes import lower_for_integers, simplify
+    from edge_resnet.models.torchvision_models import import_timm, import_torchvision
+
+    build = import_torchvision().models.get_model if source == "torchvision" else import_timm().create_model
+    with torch.device("meta"):
+        params = sum(p.numel() for p in build(model).parameters())
+    row["params"] = params
+    if source == "timm" and params > LARGEST_TIMM:
+        row["skipped"] = f"{params / 1e6:.0f} million parameters"
+        return
+    torch.manual_seed(SEED)
+    module = _randomized(build(model, num_classes=100).eval())
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    started = time.perf_counter()
+    graph = simplify(graph_from_module(module, model, (SIZE, SIZE), mean, std))
+    row["import seconds"] = round(time.perf_counter() - started, 2)
+    pixels = _pictures()
+    with torch.no_grad():
+        expected = module(_normalized(pixels, mean, std)).numpy()
+    floats = FloatExecutor(graph).run(pixels)
+    row["float difference"] = float(np.abs(floats - expected).max() / np.ptp(expected))
+    ready = lower_for_integers(graph)
+    quantized = quantize(ready, calibrate(ready, [pixels]))
+    row["nodes"], row["int8 top-1 as float"] = len(quantized.nodes), None
+    _verify(quantized, pixels, floats, row)
+
+
+def _verify(quantized: Any, pixels: np.ndarray, floats: np.ndarray, row: dict[str, Any]) -> None:
+    from edge_resnet.graph.reference import ReferenceExecutor, dequantize
+    from edge_resnet.recipe import Export
+    from edge_resnet.targets import TARGETS as KINDS
+    from edge_resnet.verify.locate import first_difference
+    from edge_resnet.verify.ranges import compare_ranges
+
+    reference = dequantize(ReferenceExecutor(quantized).run(pixels), quantized.output.quant)
+    row["int8 top-1 as float"] = float((reference.argmax(1) == floats.argmax(1)).mean())
+    problems = [] if row["float difference"] < 1e-3 else ["float output differs from torch's"]
+    for name in TARGETS:
+        kind = KINDS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            path = kind.path(Path(folder), "model")
+            kind.write(quantized, path, Export())
+            check = compare_ranges(quantized, kind.read_back(path))
+            logits = kind.open(path).logits(pixels)
+        lsb = float(np.abs(logits - reference).max() / quantized.output.quant.scale)
+        agrees = float((logits.argmax(1) == reference.argmax(1)).mean())
+        row[name] = {"ranges": [check.checked, check.equal], "max lsb": round(lsb, 2), "top-1": agrees}
+        if check.mismatches:
+            problems.append(f"{name}: {check.mismatches[0]}")
+        if kind.exact and lsb:
+            node = first_difference(quantized, kind, pixels)
+            where = type(quantized.by_name[node]).__name__ if node else "no single node"
+            problems.append(f"{name}: not the same to the bit ({where})")
+        elif not kind.exact and agrees < 1 - 2 / len(pixels):
+            problems.append(f"{name}: top-1 agrees on {agrees:.0%}")
+    row["identical"] = all(row[name]["max lsb"] == 0 for name in TARGETS if KINDS[name].exact)
+    row["passes"] = not problems
+    if problems:
+        row["reason"] = "; ".join(problems)
+
+
+def _randomized(module: Any) -> Any:
+    """Batch normalization as after training: none of it is the identity, or zero."""
+    import torch
+
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+            torch.nn.init.normal_(layer.bias, 0, 0.2)
+            layer.running_mean.normal_(0, 0.2)
+            layer.running_var.uniform_(0.5, 1.5)
+    return module
+
+
+def _pictures() -> np.ndarray:
+    from benchmarks.models import blurred_noise
+
+    return blurred_noise(IMAGES, SIZE)
+
+
+def _normalized(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
+    import torch
+
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+if __name__ == "__main__":
+    main()
