@@ -7,12 +7,20 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
 from edge_resnet.errors import InputError
 
-__all__ = ["atomic_write", "check_writable", "replace_directory", "sha256_of", "size_of"]
+__all__ = [
+    "atomic_write",
+    "check_regular_file",
+    "check_writable",
+    "replace_directory",
+    "sha256_of",
+    "size_of",
+]
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -36,6 +44,26 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         if isinstance(error, OSError):
             raise _cannot_write(path, error) from error
         raise
+
+
+def check_regular_file(path: Path, what: str) -> int:
+    """Bytes of the file. Raises InputError where it is none, before anything is opened.
+
+    A named pipe, for one, would block for ever. `what` says in the message what it should have been.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: there is no such {what}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: the {what} cannot be read: {getattr(error, 'strerror', error)}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path}: a folder, not a {what}")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: a device or a pipe, not a {what}")
+    if status.st_size == 0:
+        raise InputError(f"{path}: the {what} is empty")
+    return status.st_size
 
 
 def replace_directory(new: Path, path: Path) -> None:

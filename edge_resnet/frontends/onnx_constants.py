@@ -1,7 +1,7 @@
 """Constants of an ONNX graph: initializers, Constant nodes, and what is computed from them alone.
 
-Shapes are constants here too, since the image has one size: the chains of Shape, Gather and Concat that exporters
-write in front of a Reshape are evaluated, by the onnx package's reference implementation.
+Shapes are constants here too, since the image has one size: the chains of Shape, Gather and Concat that
+exporters write in front of a Reshape are evaluated, by the onnx package's reference implementation.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _check_size(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> None:
     kind = node.op_type
     with np.errstate(all="ignore"):
         if kind in ("ConstantOfShape", "Expand") and given:
-            size = max(size, _product(given[-1]) * (1 if kind == "ConstantOfShape" else 1))
+            size = max(size, _product(given[-1]))
             if kind == "Expand":
                 size = max(size, _broadcast(given[0].shape, given[-1]))
         elif kind == "Tile" and len(given) == 2:

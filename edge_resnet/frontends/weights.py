@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from edge_resnet.errors import InputError
+from edge_resnet.files import check_regular_file
 
 __all__ = ["check_finite", "load_into", "load_state_dict_file"]
 
@@ -36,7 +36,7 @@ def load_state_dict_file(path: Path) -> dict[str, Tensor]:
     file that is missing, unreadable, empty, truncated or no model, for code in the pickle, and for tensors
     that are NaN, infinite or not plain numbers (the tensor is named).
     """
-    _check_file(path)
+    check_regular_file(path, "weights file")
     if path.suffix.lower() == ".safetensors":
         values: Any = _read_safetensors(path)
     elif path.suffix.lower() in _PICKLED:
@@ -76,22 +76,6 @@ def _unusual(tensor: Tensor) -> str | None:
     if tensor.is_quantized:
         return "quantized"
     return "complex" if tensor.is_complex() else None
-
-
-def _check_file(path: Path) -> None:
-    """Raises InputError before anything is opened: a named pipe, for one, would block for ever."""
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: there is no such weights file") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{path}: a folder, not a weights file")
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: a device or a pipe, not a weights file")
-    if status.st_size == 0:
-        raise InputError(f"{path}: the weights file is empty")
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
