@@ -16,11 +16,33 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_resnet.errors import InputError
 
-__all__ = ["Calibration", "Evaluation", "Export", "LocalBenchmark", "Recipe", "load_recipe"]
+__all__ = ["Calibration", "Evaluation", "Export", "LocalBenchmark", "Recipe", "Train", "load_recipe"]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Train(_Section):
+    """Training on the train split before anything else, from random or from given weights. `epochs: 0`: none.
+
+    SGD with Nesterov momentum 0.9. `learning_rate` is the one-cycle schedule's peak, reached after `warmup`
+    of all steps. `weight_decay` spares biases and batch normalization. `flip`: mirrored images, wrong for
+    digits and letters. `crop_padding`: pixels of random shift. `crop_area`: random crops of at least this
+    part of the image, enlarged to its size; 1.0: none. `precision` is the arithmetic's; weights are float32.
+    """
+
+    epochs: int = Field(default=0, ge=0)
+    batch: int = Field(default=128, ge=2)
+    learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    warmup: float = Field(default=0.25, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    flip: bool = True
+    crop_padding: int = Field(default=4, ge=0, le=256)
+    crop_area: float = Field(default=1.0, gt=0, le=1)
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class Calibration(_Section):
@@ -64,6 +86,7 @@ class Recipe(_Section):
     name: str = "ptq"
     seed: int = Field(default=0, ge=0)
     preprocess: dict[str, Any] = Field(default_factory=dict)
+    train: Train = Train()
     calibration: Calibration = Calibration()
     evaluate: Evaluation = Evaluation()
     export: Export = Export()

@@ -17,7 +17,7 @@ def print_models(as_json: bool) -> int:
         print(json.dumps([{"name": name, "description": entry.description} for name, entry in ZOO.items()]))
         return 0
     for name, entry in ZOO.items():
-        print(f"{name:<12} {entry.description}")
+        print(f"{name:<20} {entry.description}")
     print("torchvision:NAME, timm:NAME, path/to/file.py:callable and package.module:callable work too")
     return 0
 
