@@ -14,7 +14,11 @@ def print_models(as_json: bool) -> int:
     from edge_resnet.models.zoo import ZOO
 
     if as_json:
-        print(json.dumps([{"name": name, "description": entry.description} for name, entry in ZOO.items()]))
+        rows = [
+            {"name": name, "description": entry.description, "kind": entry.kind, "recipe": entry.recipe}
+            for name, entry in ZOO.items()
+        ]
+        print(json.dumps(rows))
         return 0
     for name, entry in ZOO.items():
         print(f"{name:<20} {entry.description}")
