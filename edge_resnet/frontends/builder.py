@@ -411,8 +411,8 @@ class GraphBuilder:
 
 
 def _weights(weight: Array, bias: Array | None) -> g.FloatWeights:
-    weight = np.ascontiguousarray(weight, np.float32)
-    bias = np.zeros(len(weight), np.float32) if bias is None else np.asarray(bias, np.float32).reshape(-1)
+    weight = np.array(weight, np.float32, order="C")  # a copy: a file's bytes are not ours to keep
+    bias = np.zeros(len(weight), np.float32) if bias is None else np.array(bias, np.float32).reshape(-1)
     return g.FloatWeights(weight, bias)
 
 

@@ -1,8 +1,8 @@
 """An ONNX file of the family -> Graph.
 
 The nodes are walked in their order. What depends on the image goes through onnx_operators.py, what is
-computed from constants alone is evaluated (onnx_constants.py). Transposes around NHWC parts, and what exporters write
-in front of a Reshape, leave nothing behind.
+computed from constants alone is evaluated (onnx_constants.py). Transposes around NHWC parts, and what
+exporters write in front of a Reshape, leave nothing behind.
 """
 
 from __future__ import annotations
