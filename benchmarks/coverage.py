@@ -1,10 +1,10 @@
 """Which models of the family come in, go out in every format, and are the same to the bit?
 
 All ResNets, ResNeXts, wide ResNets and RegNets of torchvision and timm (and timm's relatives: pre-activation,
-Res2Net, SK, ResNeSt, CSP, legacy SE), with seeded random weights and random batch-norm statistics, at 64x64.
-For each: import, float agreement with torch, int8 on the reference executor, LiteRT, ONNX Runtime and the MIL
-evaluator, ranges read back. Each model runs in a process of its own; results are kept, so that a run that was
-cut off goes on where it was.
+Res2Net, SK, ResNeSt, CSP, legacy SE), with seeded random weights and batch-norm statistics of the pictures,
+at 64x64. For each: import, float agreement with torch, int8 on the reference executor, LiteRT, ONNX Runtime and
+the MIL evaluator, ranges read back. Each model runs in a process of its own; results are kept, so that a run
+that was cut off goes on where it was.
 
     python -m benchmarks.coverage                     everything (about two hours)
     python -m benchmarks.coverage timm:resnet18 ...   these
@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks import record
 
 SIZE, IMAGES, SEED = 64, 16, 0
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Larger ones have the same operators as their smaller siblings and would take hours here.
 LARGEST_TIMM = 90e6
 TIMEOUT = 1200
@@ -140,22 +141,25 @@ def _measure(source: str, model: str, row: dict[str, Any]) -> None:
     from edge_resnet.graph.passes import lower_for_integers, simplify
     from edge_resnet.models.torchvision_models import import_timm, import_torchvision
 
-    build = import_torchvision().models.get_model if source == "torchvision" else import_timm().create_model
-    with torch.device("meta"):
-        params = sum(p.numel() for p in build(model).parameters())
-    row["params"] = params
-    if source == "timm" and params > LARGEST_TIMM:
-        row["skipped"] = f"{params / 1e6:.0f} million parameters"
-        return
     torch.manual_seed(SEED)
-    module = _randomized(build(model, num_classes=100).eval())
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    if source == "timm":
+        with torch.device("meta"):
+            params = sum(p.numel() for p in import_timm().create_model(model).parameters())
+        if params > LARGEST_TIMM:
+            row["skipped"] = f"{params / 1e6:.0f} million parameters"
+            return
+        module = import_timm().create_model(model, num_classes=100)
+    else:
+        extra = {} if model.startswith("regnet") else {"zero_init_residual": True}
+        module = import_torchvision().models.get_model(model, num_classes=100, **extra)
+    row["params"] = sum(p.numel() for p in module.parameters())
+    module = _settled(module)
     started = time.perf_counter()
-    graph = simplify(graph_from_module(module, model, (SIZE, SIZE), mean, std))
+    graph = simplify(graph_from_module(module, model, (SIZE, SIZE), MEAN, STD))
     row["import seconds"] = round(time.perf_counter() - started, 2)
     pixels = _pictures()
     with torch.no_grad():
-        expected = module(_normalized(pixels, mean, std)).numpy()
+        expected = module(_normalized(pixels, MEAN, STD)).numpy()
     floats = FloatExecutor(graph).run(pixels)
     row["float difference"] = float(np.abs(floats - expected).max() / np.ptp(expected))
     ready = lower_for_integers(graph)
@@ -173,6 +177,7 @@ def _verify(quantized: Any, pixels: np.ndarray, floats: np.ndarray, row: dict[st
 
     reference = dequantize(ReferenceExecutor(quantized).run(pixels), quantized.output.quant)
     row["int8 top-1 as float"] = float((reference.argmax(1) == floats.argmax(1)).mean())
+    noise = np.sqrt(np.mean((reference - floats) ** 2))
     problems = [] if row["float difference"] < 1e-3 else ["float output differs from torch's"]
     for name in TARGETS:
         kind = KINDS[name]
@@ -183,32 +188,47 @@ def _verify(quantized: Any, pixels: np.ndarray, floats: np.ndarray, row: dict[st
             logits = kind.open(path).logits(pixels)
         lsb = float(np.abs(logits - reference).max() / quantized.output.quant.scale)
         agrees = float((logits.argmax(1) == reference.argmax(1)).mean())
-        row[name] = {"ranges": [check.checked, check.equal], "max lsb": round(lsb, 2), "top-1": agrees}
+        far = float(np.sqrt(np.mean((logits - reference) ** 2)) / noise)
+        row[name] = {
+            "ranges": [check.checked, check.equal],
+            "max lsb": round(lsb, 2),
+            "of quantization noise": round(far, 4),
+            "top-1": agrees,
+        }
         if check.mismatches:
             problems.append(f"{name}: {check.mismatches[0]}")
         if kind.exact and lsb:
             node = first_difference(quantized, kind, pixels)
             where = type(quantized.by_name[node]).__name__ if node else "no single node"
             problems.append(f"{name}: not the same to the bit ({where})")
-        elif not kind.exact and agrees < 1 - 2 / len(pixels):
-            problems.append(f"{name}: top-1 agrees on {agrees:.0%}")
+        elif far > 1:  # Core ML rounds its own way, and deep networks of random weights amplify it
+            problems.append(
+                f"{name}: logits are {far:.1f} times as far from the integers as these from float"
+            )
     row["identical"] = all(row[name]["max lsb"] == 0 for name in TARGETS if KINDS[name].exact)
     row["passes"] = not problems
     if problems:
         row["reason"] = "; ".join(problems)
 
 
-def _randomized(module: Any) -> Any:
-    """Batch normalization as after training: none of it is the identity, or zero."""
+def _settled(module: Any) -> Any:
+    """Batch normalization as after training: the statistics are those of the pictures.
+
+    Factors that the model starts at 0 (the last of a residual branch) become small ones, as training leaves
+    them; others are drawn around 1. With all around 1, a deep network of random weights is chaotic: its
+    logits would say nothing about rounding.
+    """
     import torch
 
     for layer in module.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+            low, high = (0.1, 0.3) if not layer.weight.any() else (0.5, 1.5)
+            torch.nn.init.uniform_(layer.weight, low, high)
             torch.nn.init.normal_(layer.bias, 0, 0.2)
-            layer.running_mean.normal_(0, 0.2)
-            layer.running_var.uniform_(0.5, 1.5)
-    return module
+            layer.momentum = None  # the mean over the batches below, instead of a moving one
+    with torch.no_grad():
+        module.train()(_normalized(_pictures(), MEAN, STD))
+    return module.eval()
 
 
 def _pictures() -> np.ndarray:

@@ -26,8 +26,8 @@ from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import fold_normalization_std
 from edge_resnet.graph.reference import ReferenceExecutor, dequantize
 from edge_resnet.recipe import Export
+from edge_resnet.runners.base import Runner
 from edge_resnet.runners.onnxruntime import OnnxRuntimeRunner
-from edge_resnet.runners.torch_module import TorchModuleRunner
 from edge_resnet.targets import TARGETS
 from edge_resnet.verify.locate import first_difference
 from edge_resnet.verify.parity import ParityTally
@@ -44,12 +44,12 @@ def main() -> None:
         graph, preprocess = floating(name, weights)
         quantized = integers(graph, pixels_of(train, preprocess, 512)[0])
         pixels, labels = pixels_of(test, preprocess, count)
-        baseline = TorchModuleRunner(open_model(name, weights, None, SEED).module, preprocess)
+        baseline = open_model(name, weights, None, SEED).runner(preprocess)
         rows[name] = _compare(graph, quantized, baseline, pixels, labels)
     for name in TORCHVISION:
         graph, preprocess = floating(f"torchvision:{name}")
         pixels = blurred_noise(20, 224)
-        baseline = TorchModuleRunner(open_model(f"torchvision:{name}", None, None, SEED).module, preprocess)
+        baseline = open_model(f"torchvision:{name}", None, None, SEED).runner(preprocess)
         rows[name] = _compare(graph, integers(graph, pixels), baseline, pixels, None)
     record.save("identity", {"seed": SEED, "models": rows})
 
@@ -57,7 +57,7 @@ def main() -> None:
 def _compare(
     graph: Graph,
     quantized: Graph,
-    baseline: TorchModuleRunner,
+    baseline: Runner,
     pixels: np.ndarray,
     labels: np.ndarray | None,
 ) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The stages of `compress`, in order: open, import, quantize, export, prove, benchmark, report.
+"""The stages of `compress`, in order: open, train, import, quantize, export, prove, benchmark, report.
+
+The first three are in source_stages.py.
 
 Everything is written into a folder beside the final place and moved there in the end, so that a run that
 fails or is interrupted leaves what was there before.
@@ -8,11 +10,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +20,20 @@ import numpy as np
 
 from edge_resnet.compression.calibrate import calibrate
 from edge_resnet.compression.quantize import quantize
-from edge_resnet.data.images import ImageSplit, open_images
+from edge_resnet.data.images import ImageSplit
 from edge_resnet.errors import InputError
 from edge_resnet.export.coreml_library import import_coremltools
 from edge_resnet.files import check_writable, replace_directory
-from edge_resnet.frontends.sources import open_model, resolve_preprocess
-from edge_resnet.frontends.torch_export import graph_from_module
-from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import (
     fold_normalization_std,
     lower_for_integers,
-    simplify,
 )
 from edge_resnet.graph.reference import ReferenceExecutor
 from edge_resnet.progress import Progress, SilentProgress
-from edge_resnet.recipe import Recipe, load_recipe
-from edge_resnet.run import Run, StageTime
+from edge_resnet.recipe import load_recipe
+from edge_resnet.run import Run
 from edge_resnet.run_directory import EvaluationRecord, Probe, write_graph_directory
-from edge_resnet.runners.torch_module import TorchModuleRunner
+from edge_resnet.source_stages import import_source, open_run, train_source
 from edge_resnet.targets import Target, parse_targets
 from edge_resnet.verify.prove import Proofs, prove
 
@@ -68,6 +64,8 @@ def compress(
     recipe: str | Path | Mapping[str, Any] | None = None,
     settings: Sequence[str] = (),
     out: str | Path | None = None,
+    output: str | None = None,
+    requantize: bool = False,
     progress: Progress | None = None,
     command: str = "",
 ) -> RunResult:
@@ -83,7 +81,7 @@ def compress(
         raise InputError("--io int8 needs an int8 target: a float .tflite has no int8 ends")
     if any(target.suffix == ".mlpackage" for target in chosen):
         import_coremltools()  # not installed: say so before any work
-    run = _open(model, weights, data, parsed, chosen, out, progress)
+    run = open_run(model, weights, data, output, requantize, parsed, chosen, out, progress)
     existed = run.out.exists()
     check_writable(run.out)
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=run.out))
@@ -96,45 +94,19 @@ def compress(
                 run.out.rmdir()
 
 
-def _open(
-    model: str,
-    weights: str | Path | None,
-    data: str | Path | None,
-    recipe: Recipe,
-    targets: tuple[Target, ...],
-    out: str | Path | None,
-    progress: Progress,
-) -> Run:
-    """Look at all that the user gave before any work is done."""
-    if data is None and model == "demo":
-        data = "demo"
-    if data is None:
-        raise InputError("no data: give --data DIR with {train,val|test}/CLASS/*.jpg, a .zip of one, or demo")
-    started = time.perf_counter()
-    images = open_images(str(data))
-    loaded = open_model(model, Path(weights) if weights else None, len(images.classes), recipe.seed)
-    preprocess = resolve_preprocess(loaded.preprocess_defaults, recipe.preprocess)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    directory = Path(out) if out else Path("runs") / f"{loaded.name}-{stamp}"
-    run = Run(recipe, targets, progress, loaded, images, preprocess, directory)
-    run.stages.append(StageTime("open", time.perf_counter() - started))
-    for note in (*loaded.notes, *images.notes):
-        run.note(note)
-    return run
-
-
 def _run(run: Run, work: Path, command: str) -> RunResult:
     from edge_resnet.report.assemble import assemble_report
     from edge_resnet.report.save import save_report
 
-    _import(run)
-    _quantize(run)
+    train_source(run, work)
+    import_source(run)
+    if run.quantized is None:
+        _quantize(run)
     paths = _export(run, work)
     validation = run.images.split("val")
     chosen = validation.order(run.recipe.seed)[: run.recipe.evaluate.images]
-    baseline = TorchModuleRunner(run.model.module, run.preprocess)
-    proofs = _prove(run, paths, validation, chosen, baseline)
-    latency, benchmarks = _benchmark(run, paths, baseline)
+    proofs = _prove(run, paths, validation, chosen)
+    latency, benchmarks = _benchmark(run, paths)
     if validation.skipped:
         run.note(
             f"{len(validation.skipped)} corrupt images were skipped, for example {validation.skipped[0]}"
@@ -145,24 +117,6 @@ def _run(run: Run, work: Path, command: str) -> RunResult:
     _move_into_place(work, run.out)
     failures = tuple(failure for proof in proofs.artifacts for failure in proof.failures)
     return RunResult(report, run.out, failures)
-
-
-def _import(run: Run) -> None:
-    classes = run.images.classes
-    with run.stage("import"):
-        graph = graph_from_module(
-            run.model.module,
-            run.model.name,
-            run.preprocess.size,
-            run.preprocess.mean,
-            run.preprocess.std,
-        )
-        if graph.output_shape != (len(classes),):
-            raise InputError(
-                f"{run.model.name} answers {'x'.join(map(str, graph.output_shape))} values but the data has "
-                f"{len(classes)} classes ({', '.join(classes[:3])}, ...): not a pair"
-            )
-        run.floating = simplify(Graph(graph.name, graph.nodes, classes))
 
 
 def _quantize(run: Run) -> None:
@@ -200,17 +154,16 @@ def _export(run: Run, work: Path) -> dict[Target, Path]:
     return paths
 
 
-def _prove(
-    run: Run, paths: dict[Target, Path], split: ImageSplit, chosen: np.ndarray, baseline: TorchModuleRunner
-) -> Proofs:
+def _prove(run: Run, paths: dict[Target, Path], split: ImageSplit, chosen: np.ndarray) -> Proofs:
     assert run.quantized is not None
+    assert run.baseline is not None
     settings = run.recipe.evaluate
     with run.stage("verify", len(chosen)) as advance:
         return prove(
             paths,
             run.quantized,
-            baseline.logits,
-            "torch",
+            run.baseline.logits,
+            run.baseline.runtime,
             (
                 (b.pixels, b.labels)
                 for b in split.batches(chosen, run.preprocess, settings.batch, settings.skip_corrupt)
@@ -222,18 +175,19 @@ def _prove(
 
 
 def _benchmark(
-    run: Run, paths: dict[Target, Path], baseline: TorchModuleRunner
+    run: Run, paths: dict[Target, Path]
 ) -> tuple[dict[str, float] | None, dict[str, BenchmarkResult]]:
-    """Latency of the float model in torch, and what was measured of each artifact."""
+    """Latency of the model on its own runtime, and what was measured of each artifact."""
     from edge_resnet.benchmark.baseline import eager_latency
     from edge_resnet.benchmark.local import BenchmarkSettings, benchmark_local
 
+    assert run.baseline is not None
     settings = run.recipe.benchmark
     if not settings.runs:
         return None, {}
     artifacts = [(target.name, path) for target, path in paths.items()]
     with run.stage("benchmark", len(artifacts) * settings.runs) as advance:
-        latency = eager_latency(baseline.logits, run.preprocess.size, settings.threads)
+        latency = eager_latency(run.baseline.logits, run.preprocess.size, settings.threads)
         results = benchmark_local(artifacts, settings.threads, BenchmarkSettings(runs=settings.runs), advance)
     return latency, results
 

@@ -11,11 +11,13 @@ from typing import Any
 
 from edge_resnet.data.images import ImageData
 from edge_resnet.data.preprocess import Preprocess
-from edge_resnet.frontends.sources import LoadedModel
+from edge_resnet.frontends.sources import SourceModel
 from edge_resnet.graph.graph import Graph
 from edge_resnet.progress import Progress
 from edge_resnet.recipe import Recipe
+from edge_resnet.runners.base import Runner
 from edge_resnet.targets import Target
+from edge_resnet.verify.import_check import ImportCheck
 
 __all__ = ["Run", "StageTime"]
 
@@ -33,14 +35,17 @@ class Run:
     recipe: Recipe
     targets: tuple[Target, ...]
     progress: Progress
-    model: LoadedModel
+    model: SourceModel
     images: ImageData
     preprocess: Preprocess
     out: Path
+    requantize: bool = False
     stages: list[StageTime] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     floating: Graph | None = None
     quantized: Graph | None = None
+    import_check: ImportCheck | None = None
+    baseline: Runner | None = None
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Any]:

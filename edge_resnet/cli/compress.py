@@ -23,6 +23,8 @@ def run(
     recipe: Path | None,
     settings: Sequence[str],
     out: Path | None,
+    output: str | None,
+    requantize: bool,
     as_json: bool,
 ) -> int:
     """Returns the exit code: 1 when a verification failed."""
@@ -44,6 +46,8 @@ def run(
         recipe=recipe or (project.recipe if project else None),
         settings=settings,
         out=out or (project.out if project else None),
+        output=output,
+        requantize=requantize,
         progress=progress,
         command=shlex.join(["edge-resnet", *sys.argv[1:]]),
     )

@@ -38,16 +38,13 @@ def _run_graph(directory: Path) -> Graph:
 
 def _model_graph(model: str, weights: Path | None, settings: Sequence[str]) -> Graph:
     from edge_resnet.frontends.sources import open_model, resolve_preprocess
-    from edge_resnet.frontends.torch_export import graph_from_module
     from edge_resnet.graph.passes import simplify
     from edge_resnet.recipe import load_recipe
 
     recipe = load_recipe(None, settings)
     loaded = open_model(model, weights, None, recipe.seed)
     preprocess = resolve_preprocess(loaded.preprocess_defaults, recipe.preprocess)
-    return simplify(
-        graph_from_module(loaded.module, loaded.name, preprocess.size, preprocess.mean, preprocess.std)
-    )
+    return simplify(loaded.graph(preprocess))
 
 
 def _graph_document(graph: Graph) -> dict[str, Any]:

@@ -76,8 +76,9 @@ def compress(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A name from `edge-resnet models`, torchvision:NAME, timm:NAME, path.py:callable or "
-            "package.module:callable. Without it: edge-resnet.yaml here, else the bundled demo."
+            help="A name from `edge-resnet models`, torchvision:NAME, timm:NAME, a file (.onnx, .keras, .h5, "
+            ".tflite, .pt2), path.py:callable or package.module:callable. Without it: edge-resnet.yaml here, "
+            "else the bundled demo."
         ),
     ] = None,
     weights: Annotated[
@@ -97,6 +98,10 @@ def compress(
         str | None,
         typer.Option(help="Ends of .tflite files: uint8 (image in, float logits out), int8, float32."),
     ] = None,
+    output: Annotated[str | None, typer.Option(help="Which output, where a file has several.")] = None,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Choose the integers of a quantized model anew.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Where the run goes; default runs/MODEL-DATE.")] = None,
     json_: JsonOption = False,
 ) -> int:
@@ -104,7 +109,7 @@ def compress(
     from edge_resnet.cli.compress import run
 
     settings = [*(set_ or []), *([f"export.tflite_io={io}"] if io else [])]
-    return run(model, weights, data, target or [], recipe, settings, out, json_)
+    return run(model, weights, data, target or [], recipe, settings, out, output, requantize, json_)
 
 
 @app.command()

@@ -3,7 +3,10 @@
 ONNX Runtime rounds `sum * multiplier` and then adds the zero point; LiteRT/XNNPACK adds it first, in float32.
 Both are right to within float rounding, but a sum that lands on a tie (or within a few ulp of one) goes to
 different integers: about one in a million elements on random graphs. The output's scale is ours to choose,
-so it is enlarged, by float16 steps of at most 0.1 %, until no possible sum is that close.
+so it is enlarged, by float16 steps of at most 0.1 %, until no possible sum is that close. Where no such scale
+is near, the input's scale over a power of two does it, at the cost of at most a bit: with an odd count no sum
+is nearer to a tie than 1 / (2 count), and with a power of two all is exact, ties included (the zero point is
+even then, see quantize.py, so that both orders round them alike).
 """
 
 from __future__ import annotations
@@ -14,8 +17,7 @@ __all__ = ["tie_free_scale"]
 
 # LiteRT was off by up to 0.65 * 2**-16 * (1 + s_x / s_y) on 59 million random averages; three times that.
 _MARGIN = 2.0**-15
-# Half the steps give at most 5 % more range, which costs less than a tenth of a bit. Sums of more than about
-# 200 positions leave no such scale; then the first one stays, and rare differences of one step are possible.
+# Half the steps give at most 5 % more range, which costs less than a tenth of a bit.
 _MOST_STEPS = 64
 
 
@@ -35,4 +37,6 @@ def tie_free_scale(scale: float, input_scale: float, count: int) -> float:
         if distance > _MARGIN * (1 + ratio):
             return float(candidate)
         candidate = np.nextafter(candidate, np.float16(np.inf))
-    return scale
+    if (count % 2 and scale <= input_scale) or count & (count - 1) == 0:
+        return float(input_scale * 2.0 ** np.ceil(np.log2(scale / input_scale)))
+    return scale  # rare differences of one step are possible

@@ -14,7 +14,16 @@ from edge_resnet.compression.calibrate import Ranges
 from edge_resnet.compression.scales import snap_scale, tensor_scales
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.nodes import Conv, FloatWeights, IntWeights, Linear, Mul, Node, QuantParams
+from edge_resnet.graph.nodes import (
+    Conv,
+    FloatWeights,
+    GlobalAvgPool,
+    IntWeights,
+    Linear,
+    Mul,
+    Node,
+    QuantParams,
+)
 from edge_resnet.graph.passes.fuse_activations import is_non_negative
 from edge_resnet.graph.streams import parameter_groups
 
@@ -58,9 +67,10 @@ def _parameters(graph: Graph, ranges: Ranges) -> dict[str, QuantParams]:
             low = min(ranges[name][0] for name in group)
             positive = all(is_non_negative(graph.by_name[name], graph.by_name) for name in group)
             zero = -128 if positive else round(-128 - low / scale)
-            if any(isinstance(graph.by_name[name], Mul) for name in group):
-                # ONNX Runtime adds the zero point of a product before it rounds, LiteRT after: ties, which a
-                # power of two as multiplier makes common, go to the same integer if it is even.
+            if any(isinstance(graph.by_name[name], Mul | GlobalAvgPool) for name in group):
+                # ONNX Runtime adds the zero point of a product before it rounds, LiteRT after (and of an
+                # average the other way round): ties, which a power of two as multiplier makes common, go to
+                # the same integer if it is even.
                 zero = 2 * min(round(zero / 2), 63)
             quant = QuantParams(scale, int(np.clip(zero, -128, 127)))
         parameters.update(dict.fromkeys(group, quant))

@@ -123,7 +123,7 @@ class _Importer:
             raise self._unsupported(fx, f"{fx.target}: {error}") from None
 
     def _constant(self, fx: FxNode, arguments: Any, keywords: Any) -> Any:
-        """What is computed from parameters alone, once, here. Only arithmetic: a program may be from a file."""
+        """What is computed from parameters alone, once, here. Only arithmetic: it may be from a file."""
         name = str(fx.target).split(".")[1] if str(fx.target).startswith("aten.") else str(fx.target)
         if name not in _CONSTANT_OPERATORS:
             raise self._unsupported(fx, f"{fx.target} of parameters")

@@ -23,7 +23,7 @@ from edge_resnet.graph import nodes as g
 __all__ = ["OPERATORS", "Call"]
 
 FxNode = torch.fx.Node
-Result = Value | list[Value]
+Result = Value | list[Value] | int
 
 
 @dataclass(frozen=True)
@@ -336,6 +336,7 @@ _BY_NAME: dict[str, Callable[[Call], Result]] = {
     "chunk.default": _chunk,
     "cat.default": _cat,
     "softmax.int": _softmax,
+    "sym_size.int": lambda call: call.value().shape[int(call.get(1))],
     "dropout.default": _same,
     "feature_dropout.default": _same,
     "clone.default": _same,

@@ -17,7 +17,7 @@ __all__ = ["Value", "reshaped", "squeezed", "transposed", "unsqueezed"]
 
 @dataclass(frozen=True)
 class Value:
-    """`axes[i]` is the node's axis that the tensor's axis i stands for: 0 batch, 1 channels, 2 rows, 3 columns.
+    """`axes[i]` is the node's axis for the tensor's axis i: 0 batch, 1 channels, 2 rows, 3 columns.
 
     A node's axis that is not among `axes` has one element. `size` holds the node's sizes, by axis, with 1 for
     the batch; a vector [C] has the sizes (1, C, 1, 1). `flat` is set where several axes were flattened into

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -46,7 +47,8 @@ def assemble_report(
     """All that report.json holds; artifacts are read from where the proofs found them."""
     assert run.floating is not None
     assert run.quantized is not None
-    model = run.model
+    assert run.baseline is not None
+    model, check = run.model, run.import_check
     validation = run.images.split("val")
     return schema.Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -58,10 +60,11 @@ def assemble_report(
             source=model.source,
             weights_sha256=model.weights_sha256,
             input_shape=[1, *run.floating.input.shape],
-            params=sum(parameter.numel() for parameter in model.module.parameters()),
+            params=run.floating.params if model.params is None else model.params,
             macs=run.floating.macs,
+            import_check=None if check is None else schema.ImportCheck(**asdict(check)),
         ),
-        baseline=_baseline(proofs.baseline, latency),
+        baseline=_baseline(proofs.baseline, latency, run.baseline.runtime),
         compressed=schema.Compressed(params=run.quantized.params, macs=run.quantized.macs),
         stages=[schema.Stage(name=s.name, seconds=round(s.seconds, 3), resumed=False) for s in run.stages],
         artifacts=[
@@ -91,15 +94,16 @@ def _environment() -> schema.Environment:
     )
 
 
-def _baseline(outcome: Outcome | None, latency: dict[str, float] | None) -> schema.Baseline:
+def _baseline(outcome: Outcome | None, latency: dict[str, float] | None, runtime: str) -> schema.Baseline:
     timed = None if latency is None else schema.Latency.model_validate(latency)
     if outcome is None or not len(outcome.top1_correct):
-        return schema.Baseline(top1=None, top5=None, n=0, latency_ms=timed)
+        return schema.Baseline(top1=None, top5=None, n=0, latency_ms=timed, runtime=runtime)
     return schema.Baseline(
         top1=float(outcome.top1_correct.mean()),
         top5=float(outcome.top5_correct.mean()),
         n=len(outcome.top1_correct),
         latency_ms=timed,
+        runtime=runtime,
     )
 
 

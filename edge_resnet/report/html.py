@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edge_resnet.report.charts import Bar, Interval, bar_chart, histogram_chart, interval_chart
-from edge_resnet.report.present import BASELINE_NAME, baseline_interval, headline_benchmark, present
+from edge_resnet.report.present import baseline_interval, baseline_name, headline_benchmark, present
 from edge_resnet.report.schema import Kind, Report
 from edge_resnet.report.wording import bytes_words, milliseconds, percent
 
@@ -59,7 +59,9 @@ def _sizes(report: Report) -> _Chart | None:
 def _latencies(report: Report) -> _Chart | None:
     bars, latency = [], report.baseline.latency_ms
     if latency is not None:
-        bars.append(Bar(BASELINE_NAME, latency.p50, milliseconds(latency.p50), Kind.MEASURED))
+        bars.append(
+            Bar(baseline_name(report.baseline), latency.p50, milliseconds(latency.p50), Kind.MEASURED)
+        )
     for artifact in report.artifacts:
         benchmark = headline_benchmark(artifact)
         if benchmark is not None and benchmark.latency_ms is not None:
@@ -73,7 +75,7 @@ def _top1(report: Report) -> _Chart | None:
     baseline, interval = report.baseline, baseline_interval(report.baseline)
     rows = []
     if baseline.top1 is not None and interval is not None:
-        rows.append(Interval(BASELINE_NAME, baseline.top1, *interval, Kind.MEASURED))
+        rows.append(Interval(baseline_name(baseline), baseline.top1, *interval, Kind.MEASURED))
     rows += [
         Interval(artifact.target, artifact.accuracy.top1, *artifact.accuracy.ci95, artifact.accuracy.kind)
         for artifact in report.artifacts

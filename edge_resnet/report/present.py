@@ -20,18 +20,17 @@ from edge_resnet.report.wording import (
 )
 
 __all__ = [
-    "BASELINE_NAME",
     "Page",
     "ProofRow",
     "Row",
     "SpeedRow",
     "baseline_interval",
+    "baseline_name",
     "headline_benchmark",
     "present",
 ]
 
-BASELINE_NAME = "float (torch)"
-_NO_FILE = "the float baseline runs in torch, inside this program: it is no file that starts by itself"
+_NO_FILE = "the baseline runs inside this program: it is no file that starts by itself"
 _FLOAT_FILE = "a float file has no integers and no LSB; its logits are compared as real numbers"
 _PAIR = "runtimes are compared with each other for identity only; distances are counted from the reference"
 
@@ -128,13 +127,18 @@ def baseline_interval(baseline: Baseline) -> tuple[float, float] | None:
     return wilson_interval(round(baseline.top1 * baseline.n), baseline.n)
 
 
+def baseline_name(baseline: Baseline) -> str:
+    """The model as it came, in a word or two."""
+    return "float (torch)" if baseline.runtime.startswith("torch") else "the source model"
+
+
 def _baseline_row(baseline: Baseline, reasons: Reasons) -> Row:
     interval, latency = baseline_interval(baseline), baseline.latency_ms
     no_file = reasons.missing(_NO_FILE)
     return Row(
-        target=BASELINE_NAME,
+        target=baseline_name(baseline),
         file="the model as trained",
-        runtime="torch",
+        runtime=baseline.runtime,
         failed=False,
         size=no_file,
         top1=reasons.figure(

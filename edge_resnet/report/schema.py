@@ -71,6 +71,15 @@ class Environment(_Part):
     os: str
 
 
+class ImportCheck(_Part):
+    """The imported graph beside the source on its own runtime: random images and some of the data's."""
+
+    runtime: str
+    images: int
+    max_abs: float
+    relative: float
+
+
 class Model(_Part):
     name: str
     source: str
@@ -78,6 +87,7 @@ class Model(_Part):
     input_shape: list[int]
     params: int
     macs: int
+    import_check: ImportCheck | None = None
     notes: list[str] = Field(default_factory=list)
 
 
@@ -101,12 +111,13 @@ class Latency(_Part):
 
 
 class Baseline(_Part):
-    """The float model in torch, on the same images."""
+    """The model as it came, on its own runtime (`runtime`), on the same images."""
 
     top1: float | None
     top5: float | None
     n: int
     latency_ms: Latency | None
+    runtime: str = "torch (eager, float32)"
 
 
 class Compressed(_Part):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from edge_resnet.report.present import headline_benchmark, present
+from edge_resnet.report.present import baseline_name, headline_benchmark, present
 from edge_resnet.report.schema import Artifact, Kind, Report
 from edge_resnet.report.verdict import Status, problems
 from edge_resnet.report.wording import NO_FIGURE, bytes_words, milliseconds, percent, points, share
@@ -71,7 +71,15 @@ def _table(report: Report) -> Table:
     baseline = report.baseline
     if baseline.top1 is not None:
         p50 = NO_FIGURE if baseline.latency_ms is None else milliseconds(baseline.latency_ms.p50)
-        cells = ("float (torch)", NO_FIGURE, percent(baseline.top1), NO_FIGURE, NO_FIGURE, p50, Kind.MEASURED)
+        cells = (
+            baseline_name(baseline),
+            NO_FIGURE,
+            percent(baseline.top1),
+            NO_FIGURE,
+            NO_FIGURE,
+            p50,
+            Kind.MEASURED,
+        )
         table.add_row(*map(Text, cells))
     for artifact in report.artifacts:
         style = "red" if problems(artifact) else ""

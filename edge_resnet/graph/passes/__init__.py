@@ -1,15 +1,18 @@
 """Small functions Graph -> Graph. Each does one thing, leaves the function unchanged, and is tested alone."""
 
 from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.passes.dequantize import dequantized
 from edge_resnet.graph.passes.fold_batch_norm import fold_batch_norm
 from edge_resnet.graph.passes.fold_normalization import fold_normalization_into_input, fold_normalization_std
 from edge_resnet.graph.passes.fuse_activations import fuse_activations
 from edge_resnet.graph.passes.fuse_pads import fuse_pads
 from edge_resnet.graph.passes.lower_average_pools import lower_average_pools
 from edge_resnet.graph.passes.lower_hard_sigmoids import lower_hard_sigmoids
+from edge_resnet.graph.passes.merge_normalization import merge_normalization
 from edge_resnet.graph.passes.split_large_averages import split_large_averages
 
 __all__ = [
+    "dequantized",
     "fold_batch_norm",
     "fold_normalization_into_input",
     "fold_normalization_std",
@@ -18,6 +21,7 @@ __all__ = [
     "lower_average_pools",
     "lower_for_integers",
     "lower_hard_sigmoids",
+    "merge_normalization",
     "simplify",
     "split_large_averages",
 ]
@@ -25,7 +29,7 @@ __all__ = [
 
 def simplify(graph: Graph) -> Graph:
     """What every model goes through after import: the same function in fewer nodes."""
-    for apply in (fuse_pads, fold_batch_norm, fuse_activations):
+    for apply in (merge_normalization, fuse_pads, fold_batch_norm, fuse_activations):
         graph = apply(graph)
     return graph
 

@@ -48,7 +48,7 @@ def fold_normalization_into_input(graph: Graph) -> Graph:
     normalize, conv, weights = found
     mean, std = normalize.mean.astype(np.float64), normalize.std.astype(np.float64)
     grey = int(np.clip(np.rint(mean.mean()), 0, 255))
-    scale = float(2.0 ** -np.round(np.log2(std.mean())))
+    scale = float(2.0 ** -np.round(np.log2(np.abs(std).mean())))
     source = replace(graph.input, quant=QuantParams(scale, grey - 128))
     weight = weights.weight / _by_input_channel(std * scale)
     shift = weights.weight.sum((2, 3)) @ ((grey - mean) / std)

@@ -3,6 +3,7 @@
 Rules:
   Conv -> Relu, Linear -> Relu and Add -> Relu, where nothing else reads the sum, become one node with the
   activation.
+  In a graph of integers only where the sum has no parameters of its own, or the ReLU's.
   A Relu after a value that cannot be negative disappears, unless it also clips above.
   Any other Relu stays (as in pre-activation networks, where the sum is read twice).
 """
@@ -78,14 +79,17 @@ def fuse_activations(graph: Graph) -> Graph:
             nodes[node.name] = node
             continue
         source = nodes[node.inputs[0]]
-        if node.activation is Activation.RELU and is_non_negative(source, nodes):
+        same = source.quant is None or source.quant == node.quant
+        if node.activation is Activation.RELU and same and is_non_negative(source, nodes):
+            nodes[source.name] = replace(source, quant=node.quant)
             renamed[node.name] = source.name
         elif (
             isinstance(source, Conv | Linear | Add)
             and source.activation is Activation.NONE
+            and same
             and len(graph.consumers[original.inputs[0]]) == 1
         ):
-            nodes[source.name] = replace(source, activation=node.activation)
+            nodes[source.name] = replace(source, activation=node.activation, quant=node.quant)
             renamed[node.name] = source.name
         else:
             nodes[node.name] = node

@@ -1,0 +1,105 @@
+"""Models that come as one file (or folder) of their own: .onnx, .tflite, .keras, .h5, SavedModel, .pt2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_resnet.data.preprocess import Preprocess
+from edge_resnet.errors import InputError
+from edge_resnet.files import sha256_of
+from edge_resnet.graph.graph import Graph
+from edge_resnet.runners.base import Runner
+
+if TYPE_CHECKING:
+    from edge_resnet.frontends.sources import SourceModel
+
+__all__ = ["FORMATS", "FileModel", "is_model_file", "open_model_file"]
+
+
+@dataclass(frozen=True, eq=False)
+class FileModel:
+    """A model that a file holds, weights included; see SourceModel."""
+
+    name: str
+    source: str
+    weights_sha256: str | None
+    preprocess_defaults: Mapping[str, Any]
+    notes: tuple[str, ...]
+    read: Callable[[Preprocess], Graph]
+    run: Callable[[Preprocess], Runner]
+    params: int | None = None
+
+    def graph(self, preprocess: Preprocess) -> Graph:
+        return self.read(preprocess)
+
+    def runner(self, preprocess: Preprocess) -> Runner:
+        return self.run(preprocess)
+
+
+def is_model_file(model: str) -> bool:
+    """Whether MODEL names a file of a known kind, by its suffix, or a SavedModel folder."""
+    path = Path(model)
+    return path.suffix.lower() in FORMATS or (path.is_dir() and (path / "saved_model.pb").exists())
+
+
+def open_model_file(path: Path, output: str | None = None) -> SourceModel:
+    """Open the file. Raises InputError where it is damaged, of another kind, or has several ends."""
+    opener = FORMATS.get(path.suffix.lower(), _keras)
+    return opener(path, output)
+
+
+def _name_of(path: Path) -> str:
+    return re.sub(r"[^\w.-]", "_", path.stem) or "model"
+
+
+def _onnx(path: Path, output: str | None) -> FileModel:
+    from edge_resnet.frontends.onnx import open_onnx
+    from edge_resnet.runners.source_onnx import SourceOnnxRunner
+
+    source, name = open_onnx(path, output), _name_of(path)
+    declared: dict[str, Any] = {} if source.size is None else {"size": source.size}
+    if source.raw_bytes:  # it takes the image's bytes as they are, so it normalizes them itself
+        declared |= {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+    return FileModel(
+        name=name,
+        source=str(path),
+        weights_sha256=sha256_of(path),
+        preprocess_defaults=declared,
+        notes=(),
+        read=lambda p: source.graph(name, p.size, p.mean, p.std),
+        run=lambda p: SourceOnnxRunner(source, p),
+    )
+
+
+def _keras(path: Path, output: str | None) -> FileModel:
+    raise InputError(f"{path}: Keras models are not read yet")
+
+
+def _pt2(path: Path, output: str | None) -> FileModel:
+    from edge_resnet.frontends.torch_export import graph_from_program
+    from edge_resnet.frontends.torch_program import load_program
+    from edge_resnet.runners.torch_module import TorchModuleRunner
+
+    program, name = load_program(path), _name_of(path)
+    return FileModel(
+        name=name,
+        source=str(path),
+        weights_sha256=sha256_of(path),
+        preprocess_defaults={"size": program.input_shape[2:]},
+        notes=(),
+        read=lambda p: graph_from_program(program.program, name, p.mean, p.std, output=output),
+        run=lambda p: TorchModuleRunner(program.module, p),
+    )
+
+
+FORMATS: dict[str, Callable[[Path, str | None], FileModel]] = {
+    ".onnx": _onnx,
+    ".pt2": _pt2,
+    ".keras": _keras,
+    ".h5": _keras,
+    ".hdf5": _keras,
+}

@@ -1,0 +1,132 @@
+"""The first stages of a run: open what the user gave, train it if the recipe says so, and import it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from edge_resnet.data.images import open_images
+from edge_resnet.errors import InputError
+from edge_resnet.files import sha256_of
+from edge_resnet.frontends.sources import open_model, resolve_preprocess
+from edge_resnet.frontends.torch_models import TorchModel
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.passes import dequantized, simplify
+from edge_resnet.progress import Progress
+from edge_resnet.recipe import Recipe
+from edge_resnet.run import Run, StageTime
+from edge_resnet.targets import Target
+from edge_resnet.verify.import_check import check_import, random_images
+
+__all__ = ["import_source", "open_run", "train_source"]
+
+_CHECK_IMAGES = 8
+
+
+def open_run(
+    model: str,
+    weights: str | Path | None,
+    data: str | Path | None,
+    output: str | None,
+    requantize: bool,
+    recipe: Recipe,
+    targets: tuple[Target, ...],
+    out: str | Path | None,
+    progress: Progress,
+) -> Run:
+    """Look at all that the user gave before any work is done."""
+    if data is None and model == "demo":
+        data = "demo"
+    if data is None:
+        raise InputError("no data: give --data DIR with {train,val|test}/CLASS/*.jpg, a .zip of one, or demo")
+    started = time.perf_counter()
+    images = open_images(str(data))
+    loaded = open_model(model, Path(weights) if weights else None, len(images.classes), recipe.seed, output)
+    preprocess = resolve_preprocess(loaded.preprocess_defaults, recipe.preprocess)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    directory = Path(out) if out else Path("runs") / f"{loaded.name}-{stamp}"
+    run = Run(recipe, targets, progress, loaded, images, preprocess, directory, requantize)
+    run.stages.append(StageTime("open", time.perf_counter() - started))
+    notes = loaded.notes
+    if recipe.train.epochs:  # what is said of random weights is no longer true then
+        notes = tuple(note for note in notes if "random weights" not in note)
+    for note in (*notes, *images.notes):
+        run.note(note)
+    return run
+
+
+def train_source(run: Run, work: Path) -> None:
+    """Train the model from what it is (random or given weights), if the recipe has epochs.
+
+    The weights are left in the run's folder, also when a later stage fails.
+    """
+    from edge_resnet.compression.train import save_trained, train, trained_path
+
+    settings, split = run.recipe.train, run.images.split("train")
+    if not settings.epochs:
+        return
+    if not isinstance(run.model, TorchModel):
+        raise InputError(f"{run.model.source}: only torch models are trained; leave train.epochs at 0")
+    _check_classes(run, simplify(run.model.graph(run.preprocess)))  # before hours of training, not after
+    with run.stage("train", settings.epochs * len(split)) as advance:
+        record = train(
+            run.model.module,
+            split,
+            run.preprocess,
+            settings,
+            run.recipe.seed,
+            advance,
+            run.recipe.evaluate.skip_corrupt,
+        )
+    path = trained_path(run.out, run.model.name)
+    save_trained(run.model.module, path)
+    run.model = replace(run.model, weights_sha256=sha256_of(path))
+    run.note(
+        f"trained for {settings.epochs} epochs of {record.images} images in {record.seconds:.0f} s: loss "
+        f"{record.losses[0]:.3f} to {record.losses[-1]:.3f}; the weights are in {path.name}"
+    )
+
+
+def import_source(run: Run) -> None:
+    """The model's graph, compared with the model on its own runtime.
+
+    A model that is quantized already keeps its integers, unless they are to be chosen anew.
+    """
+    with run.stage("import"):
+        run.baseline = run.model.runner(run.preprocess)
+        graph = run.model.graph(run.preprocess)
+        _check_classes(run, graph)
+        graph = simplify(Graph(graph.name, graph.nodes, run.images.classes))
+        run.import_check = check_import(run.model.name, graph, run.baseline, _check_images(run, graph))
+        if not graph.is_quantized:
+            run.floating = graph
+            return
+        run.floating = dequantized(graph)
+        if run.requantize:
+            run.note("the source's integers were given up (--requantize); ranges are measured anew")
+        else:
+            run.quantized = graph
+            run.note("the model came quantized: its integers are kept, nothing was calibrated")
+
+
+def _check_classes(run: Run, graph: Graph) -> None:
+    classes = run.images.classes
+    if graph.output_shape != (len(classes),):
+        raise InputError(
+            f"{run.model.name} answers {'x'.join(map(str, graph.output_shape))} values but the data has "
+            f"{len(classes)} classes ({', '.join(classes[:3])}, ...): not a pair"
+        )
+
+
+def _check_images(run: Run, graph: Graph) -> np.ndarray:
+    """Random images, and some of the data's."""
+    random, train = random_images(graph), run.images.split("train")
+    chosen = train.order(run.recipe.seed)[:_CHECK_IMAGES]
+    if not len(chosen):
+        return random
+    batches = train.batches(chosen, run.preprocess, _CHECK_IMAGES, run.recipe.evaluate.skip_corrupt)
+    return np.concatenate([random, *(batch.pixels for batch in batches)])
