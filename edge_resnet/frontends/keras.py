@@ -49,7 +49,10 @@ def is_keras_model(path: Path) -> bool:
     """Whether the path looks like something that read_keras reads."""
     if path.suffix.lower() in _SUFFIXES:
         return True
-    return any((path / f"saved_model.{kind}").exists() for kind in ("pb", "pbtxt"))
+    try:
+        return any((path / f"saved_model.{kind}").exists() for kind in ("pb", "pbtxt"))
+    except OSError:
+        return False
 
 
 def read_keras(

@@ -9,11 +9,10 @@ import json
 import stat
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from edge_resnet.errors import InputError
+from edge_resnet.errors import EdgeResnetError, InputError
 from edge_resnet.files import check_regular_file
 from edge_resnet.frontends.keras_hdf5 import check_hdf5
 from edge_resnet.frontends.keras_names import ACTIVATIONS, CLASSES, MODULES, OPERATIONS, RUNS_CODE
@@ -30,7 +29,11 @@ _SAVE_AGAIN = "save it again with model.save('model.keras')"
 
 def check_keras_archive(path: Path) -> None:
     """Raises InputError unless `path` is a .keras or .h5 file or a SavedModel folder that only computes."""
-    if path.is_dir():
+    try:
+        folder = path.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if folder:
         check_saved_model(path)
         return
     suffix = path.suffix.lower()
@@ -63,14 +66,14 @@ def _check_zip(path: Path) -> None:
                 raise InputError(f"{path}: config.json is larger than {_LARGEST_CONFIG / 1e6:.0f} MB")
             _check_config(f"{path}: config.json", _parsed(f"{path}: config.json", config))
             _check_weights(path, archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        if isinstance(error, RecursionError):
-            raise InputError(f"{path}: config.json is nested too deeply") from None
+    except EdgeResnetError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or _first(error)}") from error
+    except Exception as error:  # zipfile raises BadZipFile, struct.error, zlib.error, EOFError and more
         raise InputError(
             f"{path}: not a .keras file, or a damaged one: {_first(error)}; {_SAVE_AGAIN}"
         ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or _first(error)}") from error
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:

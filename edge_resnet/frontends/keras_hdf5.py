@@ -30,8 +30,11 @@ def check_hdf5(path: Path, name: str, *, whole_model: bool) -> str | None:
 
     `whole_model`: the file is a model of its own, not the weights inside of another file.
     """
-    with path.open("rb") as file:
-        start = file.read(len(_SIGNATURE))
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_SIGNATURE))
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
     if start != _SIGNATURE:
         again = "; save the model again with model.save('model.keras')"
         raise InputError(f"{name}: not an HDF5 file, or a damaged one{again}")

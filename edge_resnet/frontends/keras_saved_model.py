@@ -29,14 +29,9 @@ _EXPORT = "export the model again with model.export('FOLDER')"
 
 def check_saved_model(path: Path) -> None:
     """Raises InputError for a folder that is no SavedModel, or does more than compute."""
-    if not (path / "saved_model.pb").exists():
-        if (path / "saved_model.pbtxt").exists():
-            raise InputError(f"{path}: a SavedModel in text form; {_EXPORT}")
-        raise InputError(f"{path}: a folder without saved_model.pb, no SavedModel")
     file = path / "saved_model.pb"
-    if check_regular_file(file, "SavedModel") > _LARGEST:
-        raise InputError(f"{file}: larger than a protobuf can be (2 GB)")
     try:
+        _check_folder(path)
         content = memoryview(file.read_bytes())
         graphs = list(_messages(content, _META_GRAPHS))
         if not graphs:
@@ -47,7 +42,21 @@ def check_saved_model(path: Path) -> None:
         raise InputError(f"{file}: damaged: {error}; {_EXPORT}") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
-    check_regular_file(path / "variables" / "variables.index", "index of the SavedModel's variables")
+
+
+def _check_folder(path: Path) -> None:
+    """The files are there, and are files: TensorFlow would wait for ever on a named pipe."""
+    if not (path / "saved_model.pb").exists():
+        if (path / "saved_model.pbtxt").exists():
+            raise InputError(f"{path}: a SavedModel in text form; {_EXPORT}")
+        raise InputError(f"{path}: a folder without saved_model.pb, no SavedModel")
+    if check_regular_file(path / "saved_model.pb", "SavedModel") > _LARGEST:
+        raise InputError(f"{path / 'saved_model.pb'}: larger than a protobuf can be (2 GB)")
+    variables = path / "variables"
+    check_regular_file(variables / "variables.index", "index of the SavedModel's variables")
+    for part in variables.iterdir():
+        if not part.is_file():
+            raise InputError(f"{part}: a folder, a device or a pipe, not variables of a SavedModel")
 
 
 def _check_meta_graph(path: Path, graph: memoryview) -> None:
