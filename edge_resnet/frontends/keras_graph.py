@@ -162,13 +162,16 @@ class GraphDefImporter:
         """A layer's name for its one node, or its first convolution; the others come behind it."""
         by_layer: dict[str, list[g.Node]] = {}
         for node in graph.nodes:
-            if node.name in self._layer_of:
+            if node.name not in self._layer_of and node.inputs:  # a Flatten that the builder adds at the end
+                self._layer_of[node.name] = self._layer_of.get(node.inputs[0], "")
+            if self._layer_of.get(node.name):
                 by_layer.setdefault(self._layer_of[node.name], []).append(node)
         names: dict[str, str] = {}
         used = {"image", "normalize"} | set(by_layer)
         for layer, members in by_layer.items():
             heavy = [node for node in members if isinstance(node, g.Conv | g.Linear)]
-            main = (heavy or members[-1:])[0]
+            last = [node for node in reversed(members) if not isinstance(node, g.Flatten | g.Reshape)]
+            main = (heavy or last or members)[0]
             for node in members:
                 if isinstance(node, g.Normalize):
                     names[node.name] = "normalize"

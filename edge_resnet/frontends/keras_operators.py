@@ -31,7 +31,14 @@ def _bias(call: TensorflowCall) -> Value:
     """Into the convolution or the fully connected layer before, where only this reads it."""
     x, bias = call.value(), call.constant(1)
     node = call.node(x.node)
-    if call.alone and isinstance(node, g.Conv | g.Linear) and not isinstance(node.weights, g.IntWeights):
+    plain = x.flat is None and not x.softmax and x.axis(-1 if call.channels_last else 1) == 1
+    if (
+        call.alone
+        and plain
+        and isinstance(node, g.Conv | g.Linear)
+        and isinstance(node.weights, g.FloatWeights)
+        and node.weights.bias.shape == bias.shape
+    ):
         weights = g.FloatWeights(node.weights.weight, node.weights.bias + bias.astype(np.float32))
         return replace(x, node=_copy(call, node, weights=weights))
     if not call.channels_last:
@@ -100,7 +107,8 @@ def _hard_sigmoid(call: TensorflowCall, x: Value, factor: float) -> Value | None
     """relu6(z + 3) / 6, which is how Keras says it."""
     relu = call.node(x.node)
     if (
-        not isinstance(relu, g.Relu)
+        x.softmax
+        or not isinstance(relu, g.Relu)
         or relu.activation is not g.Activation.RELU6
         or abs(factor * 6 - 1) > 1e-5
     ):
@@ -181,7 +189,7 @@ def _mean(call: TensorflowCall) -> Value:
 def _max(call: TensorflowCall) -> Value:
     """The maximum over rows and columns: max pooling with the whole image as window."""
     x, numbers = call.value(), call.numbers(1)
-    if sorted(x.axis(number) for number in numbers) != [2, 3] or len(x.axes) != 4:
+    if x.softmax or sorted(x.axis(number) for number in numbers) != [2, 3] or len(x.axes) != 4:
         raise GraphError("a maximum over other axes than rows and columns")
     kernel = (x.size[2], x.size[3])
     pooled = call.builder.add(g.MaxPool, call.name, x.node, kernel=kernel, stride=kernel)
