@@ -426,3 +426,20 @@ def test_a_softmax_in_the_middle_is_refused() -> None:
     assert isinstance(walked(*nodes, output="model/attention/Softmax").output, g.Linear)
     with pytest.raises(UnsupportedOperatorError, match=r"layer 'shift'.*softmax inside"):
         walked(*nodes, output="model/shift/BiasAdd")
+
+
+def test_channels_that_are_taken_apart_and_stacked() -> None:
+    """Keras' preprocess_input turns RGB into BGR so."""
+    bounds = {"begin_mask": 0, "end_mask": 0, "ellipsis_mask": 1, "shrink_axis_mask": 2}
+    nodes = [constant("step", [1, 1]), operator("Relu", "r", "x")]
+    for channel in range(3):
+        nodes += [
+            constant(f"b{channel}", [0, channel]),
+            constant(f"e{channel}", [0, channel + 1]),
+            operator("StridedSlice", f"s{channel}", "r", f"b{channel}", f"e{channel}", "step", **bounds),
+        ]
+    graph = walked(*nodes, operator("Pack", "p", "s2", "s1", "s0", axis=3), output="p")
+    assert [type(node) for node in graph.nodes[3:]] == [g.Conv]
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    expected = pixels[..., ::-1].astype(np.float32) / 255
+    np.testing.assert_allclose(FloatExecutor(graph).run(pixels).transpose(0, 2, 3, 1), expected, atol=1e-6)

@@ -171,6 +171,11 @@ def _check_object(where: str, value: dict[Any, Any], owner: str) -> None:
             )
         return
     operation = bool(module and ".ops" in f".{module}" and kind in OPERATIONS)
+    if module is None and kind in OPERATIONS - CLASSES:
+        raise InputError(
+            f"{where}: {owner} is an operation on tensors ({kind}), which Keras cannot load from .h5; "
+            "save the model as .keras"
+        )
     if not operation and kind not in CLASSES | ACTIVATIONS:
         raise InputError(
             f"{where}: {owner} is of class {kind[:80]!r}, which is not one of Keras' layers for images; "

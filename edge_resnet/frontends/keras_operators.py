@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from edge_resnet.errors import GraphError
 from edge_resnet.frontends.keras_call import Below, Result, TensorflowCall
 from edge_resnet.frontends.keras_convolutions import batch_to_space, conv, depthwise, space_to_batch
-from edge_resnet.frontends.keras_slices import reversed_channels, split, split_by_sizes, strided_slice
+from edge_resnet.frontends.keras_slices import (
+    reversed_channels,
+    split,
+    split_by_sizes,
+    stacked,
+    strided_slice,
+)
 from edge_resnet.frontends.values import Value, reshaped, squeezed, transposed, unsqueezed
 from edge_resnet.graph import nodes as g
 
@@ -219,6 +225,11 @@ def _concat(call: TensorflowCall) -> Value:
     return call.builder.concat(call.name, [call.value(i) for i in parts], call.numbers(axis)[0])
 
 
+def _stack(call: TensorflowCall) -> Value:
+    parts = [call.value(i) for i in range(len(call.inputs))]
+    return stacked(call.builder, call.name, parts, int(call.get("axis") or 0))
+
+
 def _cast(call: TensorflowCall) -> Value:
     """Bytes to floats, or a float type to another: the graph knows only numbers."""
     if not str(call.get("DstT")).startswith(("float", "half", "bfloat", "double")):
@@ -240,9 +251,9 @@ def _identity_of_several(call: TensorflowCall) -> list[Value]:
 
 def _strided_slice(call: TensorflowCall) -> Value:
     begin, end, step = (call.numbers(i) for i in (1, 2, 3))
-    masks = {name: int(call.get(f"{name}_mask", 0)) for name in ("begin", "end", "ellipsis")}
-    if call.get("new_axis_mask") or call.get("shrink_axis_mask"):
-        raise GraphError("an index that adds or drops an axis")
+    masks = {name: int(call.get(f"{name}_mask", 0)) for name in ("begin", "end", "ellipsis", "shrink_axis")}
+    if call.get("new_axis_mask"):
+        raise GraphError("an index that adds an axis")
     return strided_slice(call.builder, call.name, call.value(), (begin, end, step), masks)
 
 
@@ -274,6 +285,7 @@ OPERATORS: dict[str, Callable[[TensorflowCall], Result]] = {
     "MirrorPad": _pad,
     "Mul": _arithmetic("Mul"),
     "Neg": lambda call: _affine(call, call.value(), np.asarray(-1.0), np.zeros(())),
+    "Pack": _stack,
     "Pad": _pad,
     "PadV2": _pad,
     "PreventGradient": lambda call: call.value(),

@@ -9,10 +9,10 @@ import numpy as np
 
 from edge_resnet.errors import GraphError
 from edge_resnet.frontends.builder import GraphBuilder
-from edge_resnet.frontends.values import Value
+from edge_resnet.frontends.values import Value, squeezed, unsqueezed
 from edge_resnet.graph import nodes as g
 
-__all__ = ["reversed_channels", "split", "split_by_sizes", "strided_slice"]
+__all__ = ["reversed_channels", "split", "split_by_sizes", "stacked", "strided_slice"]
 
 
 def reversed_channels(builder: GraphBuilder, name: str, x: Value) -> Value:
@@ -64,7 +64,7 @@ def strided_slice(
     """x[begin:end:step, ...]; a bit of `masks` (begin, end, ellipsis) stands for what was left out."""
     begins, ends, steps = (list(numbers) for numbers in bounds)
     skipped = len(x.shape) - len(begins)
-    axis = 0
+    axis, dropped = 0, []
     for index, (begin, end, step) in enumerate(zip(begins, ends, steps, strict=True)):
         bit = 1 << index
         if masks.get("ellipsis", 0) & bit:
@@ -73,11 +73,50 @@ def strided_slice(
         if axis >= len(x.shape):
             raise GraphError("more indices than axes")
         open_start, open_end = bool(masks.get("begin", 0) & bit), bool(masks.get("end", 0) & bit)
-        if step == -1 and open_start and open_end and x.axis(axis) == 1:
+        if masks.get("shrink_axis", 0) & bit:
+            index_of = begin % x.shape[axis]
+            x = builder.slice(name, x, axis, index_of, index_of + 1)
+            dropped.append(axis)
+        elif step == -1 and open_start and open_end and x.axis(axis) == 1:
             x = reversed_channels(builder, name, x)
         elif step < 1:
             raise GraphError(f"a slice with step {step}")
         else:
             x = builder.slice(name, x, axis, 0 if open_start else begin, None if open_end else end, step)
         axis += 1
-    return x
+    return squeezed(x, dropped) if dropped else x
+
+
+def stacked(builder: GraphBuilder, name: str, parts: Sequence[Value], number: int) -> Value:
+    """Tensors along a new axis, the channels.
+
+    Keras' preprocess_input takes the channels apart and stacks them in another order: that is one node.
+    """
+    parts = [unsqueezed(part, [number]) for part in parts]
+    nodes = {node.name: node for node in builder.nodes}
+    scales, shifts, starts, sources = [], [], [], set()
+    for part in parts:
+        node, scale, shift = nodes[part.node], 1.0, 0.0
+        if isinstance(node, g.BatchNorm):
+            scale, shift, node = float(node.scale[0]), float(node.shift[0]), nodes[node.inputs[0]]
+        if not isinstance(node, g.SliceChannels):
+            return builder.concat(name, parts, number)
+        scales.append(scale)
+        shifts.append(shift)
+        starts.append(node.start)
+        sources.add(node.inputs[0])
+    whole = builder.concat(name, parts, number)
+    source = sources.pop()
+    count = len(parts)
+    if sources or sorted(starts) != list(range(count)):
+        return whole
+    factors, offsets = np.asarray(scales, np.float32), np.asarray(shifts, np.float32)
+    try:
+        if starts == sorted(starts):
+            merged = builder.add(g.BatchNorm, name, source, scale=factors, shift=offsets)
+        else:
+            weight = (np.eye(count, dtype=np.float32)[starts] * factors[:, None]).reshape(count, count, 1, 1)
+            merged = builder.add(g.Conv, name, source, weights=g.FloatWeights(weight, offsets))
+    except GraphError:  # the source has more channels than were taken
+        return whole
+    return replace(whole, node=merged.node)
