@@ -45,7 +45,14 @@ def open_run(
         raise InputError("no data: give --data DIR with {train,val|test}/CLASS/*.jpg, a .zip of one, or demo")
     started = time.perf_counter()
     images = open_images(str(data))
-    loaded = open_model(model, Path(weights) if weights else None, len(images.classes), recipe.seed, output)
+    loaded = open_model(
+        model,
+        Path(weights) if weights else None,
+        len(images.classes),
+        recipe.seed,
+        output,
+        keep_integers=not requantize,
+    )
     preprocess = resolve_preprocess(loaded.preprocess_defaults, recipe.preprocess)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     directory = Path(out) if out else Path("runs") / f"{loaded.name}-{stamp}"
@@ -101,15 +108,12 @@ def import_source(run: Run) -> None:
         graph = run.model.graph(run.preprocess)
         _check_classes(run, graph)
         graph = simplify(Graph(graph.name, graph.nodes, run.images.classes))
-        run.import_check = check_import(run.model.name, graph, run.baseline, _check_images(run, graph))
-        if not graph.is_quantized:
-            run.floating = graph
-            return
-        run.floating = dequantized(graph)
-        if run.requantize:
-            run.note("the source's integers were given up (--requantize); ranges are measured anew")
-        else:
-            run.quantized = graph
+        run.import_check = check_import(
+            run.model.name, graph, run.baseline, _check_images(run, graph), rounded=run.requantize
+        )
+        run.floating = graph
+        if graph.is_quantized:
+            run.floating, run.quantized = dequantized(graph), graph
             run.note("the model came quantized: its integers are kept, nothing was calibrated")
 
 

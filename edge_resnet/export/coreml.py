@@ -196,7 +196,7 @@ class _Writer:
         ) as main:
             self._input(main.inputs["image"])
             for node in self.graph.nodes[1:]:
-                if self.quantized and isinstance(node, Normalize | BatchNorm):
+                if self.quantized and isinstance(node, BatchNorm):
                     raise GraphError(
                         f"node {node.name!r} ({type(node).__name__}) must be lowered before export"
                     )
@@ -372,6 +372,11 @@ def _slice(writer: _Writer, node: SliceChannels) -> None:
 
 def _normalize(writer: _Writer, node: Normalize) -> None:
     mb = writer.mb
+    if writer.quantized:  # of a model that came quantized: real values of the bytes, then its own integers
+        mean, std = (writer.stored(node, _per_channel(values)) for values in (node.mean, node.std))
+        value = mb.sub(x=writer.source(node), y=mean, name=writer.name(node, "centred"))
+        writer.emit(node, mb.real_div, x=value, y=std)
+        return
     value = mb.sub(x=writer.source(node), y=_per_channel(node.mean), name=writer.name(node, "centred"))
     if not np.all(node.std == 1):
         value = mb.real_div(x=value, y=_per_channel(node.std), name=writer.name(node, "op"))

@@ -27,6 +27,7 @@ from edge_resnet.graph.nodes import (
     Flatten,
     GlobalAvgPool,
     HardSigmoid,
+    Input,
     IntWeights,
     Linear,
     MaxPool,
@@ -99,6 +100,8 @@ class _Writer:
                 raise GraphError("a float model has no int8 ends; use --io uint8 or float32")
             return self._float_input(node, io)
         assert node.quant is not None
+        if any(isinstance(reader, Normalize) for reader in self.graph.consumers[node.name]):
+            return self._byte_input(node, io)
         shape, scale = _nhwc(node.shape), np.array([node.quant.scale], np.float32)
         if io is IoType.INT8:
             self.made[node.name] = self.activation(node)
@@ -118,6 +121,20 @@ class _Writer:
         real = self.builder.tensor(f"{node.name}/real", shape, "float32")
         self.builder.operator("MUL", [centred, factor], real, schema.MulOptionsT())
         self.builder.operator("QUANTIZE", [real], inner, schema.QuantizeOptionsT())
+        return first
+
+    def _byte_input(self, node: Input, io: IoType) -> int:
+        """Bytes that a Normalize node of a model that came quantized reads, as floats 0..255."""
+        if io is IoType.INT8:
+            raise GraphError("a model that normalizes its image in float has no int8 ends; use --io uint8")
+        if io is IoType.FLOAT32:
+            return self._float_input(node, io)
+        shape = _nhwc(node.shape)
+        first = self.builder.tensor(node.name, shape, "uint8", np.ones(1, np.float32), 0)
+        self.made[node.name] = self.builder.tensor(f"{node.name}/float32", shape, "float32")
+        options = schema.CastOptionsT()
+        options.inDataType, options.outDataType = schema.TensorType.UINT8, schema.TensorType.FLOAT32
+        self.builder.operator("CAST", [first], self.made[node.name], options)
         return first
 
     def _float_input(self, node: Node, io: IoType) -> int:
@@ -388,6 +405,15 @@ _RELUS = {Activation.RELU: "RELU", Activation.RELU6: "RELU6", Activation.UNIT: "
 
 def _normalize(writer: _Writer, node: Normalize) -> None:
     mean = writer.builder.constant(f"{node.name}/mean", node.mean)
+    if node.quant is not None:
+        shape = _nhwc(writer.graph.shapes[node.name])
+        centred = writer.builder.tensor(f"{node.name}/centred", shape, "float32")
+        writer.builder.operator("SUB", [writer.source(node), mean], centred, schema.SubOptionsT())
+        std = writer.builder.constant(f"{node.name}/std", node.std)
+        real = writer.builder.tensor(f"{node.name}/real", shape, "float32")
+        writer.builder.operator("DIV", [centred, std], real, schema.DivOptionsT())
+        writer.emit("QUANTIZE", node, [real], schema.QuantizeOptionsT())
+        return
     if np.all(node.std == 1):
         writer.emit("SUB", node, [writer.source(node), mean], schema.SubOptionsT())
         return

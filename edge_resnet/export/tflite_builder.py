@@ -32,6 +32,7 @@ OPERATOR_VERSIONS = {
     "CONV_2D": 3,
     "DEPTHWISE_CONV_2D": 3,
     "DEQUANTIZE": 2,
+    "DIV": 1,
     "FULLY_CONNECTED": 12,
     "LOGISTIC": 2,
     "MAX_POOL_2D": 2,

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_resnet.errors import GraphError
+from edge_resnet.frontends.integers import IntegerConstant, integer_weights
 from edge_resnet.frontends.values import Value
 from edge_resnet.graph import nodes as g
 from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.streams import moves_integers
 
 __all__ = ["GraphBuilder", "WindowPadding"]
 
@@ -30,10 +32,13 @@ same_lower (the odd one in front)."""
 class GraphBuilder:
     """Collects the nodes of one graph."""
 
-    def __init__(self, name: str, *, channels_last: bool) -> None:
+    def __init__(self, name: str, *, channels_last: bool, keep_integers: bool = True) -> None:
+        """`keep_integers=False` reads a model that is quantized already as the floats it stands for."""
         self.name = name
+        self.keep_integers = keep_integers
         self.nodes: list[g.Node] = []
         self._shapes: dict[str, g.Shape] = {}
+        self.quants: dict[str, g.QuantParams] = {}  # of a model that is quantized already
         # Tensor axes of a framework's image, as the node's axes.
         self._layout = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
 
@@ -46,6 +51,16 @@ class GraphBuilder:
         value = self.add(g.Normalize, "normalize", "image", mean=mean255, std=std255)
         return replace(value, axes=self._layout)
 
+    def raw_image(self, shape: g.Shape) -> Value:
+        """The input [C, H, W] as bytes, of which a quantized model says itself what they mean."""
+        return replace(self.add(g.Input, "image", shape=shape), axes=self._layout)
+
+    def quantized(self, value: Value, quant: g.QuantParams) -> Value:
+        """The value in integers of these parameters; asked again, they must be the same."""
+        if self.keep_integers and self.quants.setdefault(value.node, quant) != quant:
+            raise GraphError("a tensor that is quantized again, with other parameters")
+        return value
+
     def graph(self, output: Value, labels: Sequence[str] = ()) -> Graph:
         """The graph of what the output needs; a softmax at its end is left out."""
         node = self.vector(replace(output, softmax=False)).node
@@ -53,7 +68,7 @@ class GraphBuilder:
         for entry in reversed(self.nodes):
             if entry.name in wanted:
                 wanted.update(entry.inputs)
-        nodes = [entry for entry in self.nodes if entry.name in wanted]
+        nodes = [replace(n, quant=self.quants.get(n.name)) for n in self.nodes if n.name in wanted]
         nodes.sort(key=lambda entry: entry.name == node)  # the output comes last
         return Graph(self.name, tuple(nodes), tuple(labels))
 
@@ -108,6 +123,8 @@ class GraphBuilder:
 
     @staticmethod
     def _check(value: Value) -> None:
+        if value.border:
+            raise GraphError("padding with the lowest value, which only a maximum may read")
         if value.softmax:
             raise GraphError("a softmax inside the network; only one at its end can be imported")
 
@@ -117,8 +134,8 @@ class GraphBuilder:
         self,
         name: str,
         x: Value,
-        weight: Array,
-        bias: Array | None = None,
+        weight: Array | IntegerConstant,
+        bias: Array | IntegerConstant | None = None,
         *,
         stride: tuple[int, int] = (1, 1),
         padding: WindowPadding = g.Padding(),  # noqa: B008 (frozen)
@@ -127,15 +144,16 @@ class GraphBuilder:
     ) -> Value:
         """Convolution; `weight` is [O, I/groups, kh, kw], or [O, I/groups, k] for a one-dimensional one."""
         rank = len(x.axes)
-        if weight.ndim == 3:
-            weight = weight[..., None]
         source = self.on_image(x, name)
-        reach = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
+        weights = self._weights(x, weight, bias)
+        if weights.weight.ndim == 3:
+            weights = _with_weight(weights, weights.weight[..., None])
+        reach = [(k - 1) * d + 1 for k, d in zip(weights.weight.shape[2:], dilation, strict=True)]
         made = self.add(
             g.Conv,
             name,
             source.node,
-            weights=_weights(weight, bias),
+            weights=weights,
             stride=stride,
             padding=self._padding(source, padding, reach, stride),
             dilation=dilation,
@@ -143,16 +161,40 @@ class GraphBuilder:
         )
         return replace(made, axes=source.axes[:rank])
 
-    def linear(self, name: str, x: Value, weight: Array, bias: Array | None = None) -> Value:
+    def linear(
+        self,
+        name: str,
+        x: Value,
+        weight: Array | IntegerConstant,
+        bias: Array | IntegerConstant | None = None,
+    ) -> Value:
         """Fully connected; `weight` [O, I] has its columns in the order of the tensor that it reads."""
+        weights = self._weights(x, weight, bias)
         if x.flat is not None and x.flat != tuple(sorted(x.flat)):
-            sizes = [x.size[axis] for axis in x.flat]
-            order = np.argsort(x.flat)
-            columns = weight.reshape(len(weight), *sizes).transpose(0, *(order + 1))
-            weight = columns.reshape(weight.shape)
+            sizes, order = [x.size[axis] for axis in x.flat], np.argsort(x.flat)
+            rows = weights.weight.reshape(len(weights.weight), *sizes).transpose(0, *(order + 1))
+            weights = _with_weight(weights, np.ascontiguousarray(rows.reshape(weights.weight.shape)))
         elif x.flat is None and len([size for size in x.shape if size != 1]) > 1:
             raise GraphError(f"a fully connected layer on a tensor of shape {list(x.shape)}")
-        return self.add(g.Linear, name, self.vector(x).node, weights=_weights(weight, bias))
+        return self.add(g.Linear, name, self.vector(x).node, weights=weights)
+
+    def _weights(
+        self, x: Value, weight: Array | IntegerConstant, bias: Array | IntegerConstant | None
+    ) -> g.Weights:
+        if isinstance(weight, IntegerConstant) and not self.keep_integers:
+            weight = weight.real
+        if isinstance(weight, IntegerConstant):
+            return integer_weights(weight, bias, self.quants.get(x.node) or self._moved(x.node))
+        if isinstance(bias, IntegerConstant):
+            bias = bias.real
+        return _weights(weight, bias)
+
+    def _moved(self, name: str) -> g.QuantParams | None:
+        """Parameters of what only moves integers: those of the node that made them."""
+        nodes = {node.name: node for node in self.nodes}
+        while name not in self.quants and moves_integers(nodes[name]) and nodes[name].inputs:
+            name = nodes[name].inputs[0]
+        return self.quants.get(name)
 
     def affine(self, name: str, x: Value, scale: Array, shift: Array) -> Value:
         """scale * x + shift, where both broadcast to x's tensor along its channels only."""
@@ -274,8 +316,8 @@ class GraphBuilder:
         padding: WindowPadding = g.Padding(),  # noqa: B008
         ceil: bool = False,
     ) -> Value:
-        source = self.on_image(x, name)
-        pad = self._padding(source, padding, kernel, stride)
+        source = self.on_image(replace(x, border=None), name)
+        pad = self._padding(source, padding, kernel, stride) + (x.border or g.Padding())
         if ceil:  # windows that begin inside the image: the padding never wins, so it may grow
             pad = pad + _ceil_padding(source, kernel, stride, pad)
         made = self.add(g.MaxPool, name, source.node, kernel=kernel, stride=stride, padding=pad)
@@ -356,6 +398,20 @@ class GraphBuilder:
             value = self.add(g.Pad, name, value.node, padding=padding, mode=mode)
         return replace(value, axes=x.axes)
 
+    def pad_for_maximum(self, x: Value, amounts: Sequence[tuple[int, int]]) -> Value:
+        """A border that never wins; the maximum that reads it takes it as its own padding."""
+        self._check(x)
+        by_axis = {x.axis(number): amount for number, amount in enumerate(amounts)}
+        if by_axis.get(0, (0, 0)) != (0, 0) or by_axis.get(1, (0, 0)) != (0, 0):
+            raise GraphError(f"padding by {list(amounts)}")
+        (top, bottom), (left, right) = by_axis[2], by_axis[3]
+        return replace(x, border=g.Padding(top, left, bottom, right))
+
+    def subsample(self, name: str, x: Value, stride: tuple[int, int]) -> Value:
+        """Every stride-th row and column."""
+        source = self.on_image(x, name)
+        return replace(self.add(g.Subsample, name, source.node, stride=stride), axes=source.axes)
+
     def slice(self, name: str, x: Value, number: int, start: int, stop: int | None, step: int = 1) -> Value:
         """x[start:stop:step] along one axis: a range of channels, or every step-th row or column."""
         self._check(x)
@@ -414,6 +470,10 @@ def _weights(weight: Array, bias: Array | None) -> g.FloatWeights:
     weight = np.array(weight, np.float32, order="C")  # a copy: a file's bytes are not ours to keep
     bias = np.zeros(len(weight), np.float32) if bias is None else np.array(bias, np.float32).reshape(-1)
     return g.FloatWeights(weight, bias)
+
+
+def _with_weight(weights: g.Weights, weight: Any) -> g.Weights:
+    return replace(weights, weight=weight)
 
 
 def _clipped_ceil(x: Value, kernel: Sequence[int], stride: Sequence[int], pad: g.Padding) -> list[int]:

@@ -46,17 +46,20 @@ def is_model_file(model: str) -> bool:
     return path.suffix.lower() in FORMATS or (path.is_dir() and (path / "saved_model.pb").exists())
 
 
-def open_model_file(path: Path, output: str | None = None) -> SourceModel:
-    """Open the file. Raises InputError where it is damaged, of another kind, or has several ends."""
+def open_model_file(path: Path, output: str | None = None, *, keep_integers: bool = True) -> SourceModel:
+    """Open the file. Raises InputError where it is damaged, of another kind, or has several ends.
+
+    `keep_integers=False` reads a model that is quantized already as the floats that it stands for.
+    """
     opener = FORMATS.get(path.suffix.lower(), _keras)
-    return opener(path, output)
+    return opener(path, output, keep_integers)
 
 
 def _name_of(path: Path) -> str:
     return re.sub(r"[^\w.-]", "_", path.stem) or "model"
 
 
-def _onnx(path: Path, output: str | None) -> FileModel:
+def _onnx(path: Path, output: str | None, keep_integers: bool) -> FileModel:
     from edge_resnet.frontends.onnx import open_onnx
     from edge_resnet.runners.source_onnx import SourceOnnxRunner
 
@@ -70,16 +73,35 @@ def _onnx(path: Path, output: str | None) -> FileModel:
         weights_sha256=sha256_of(path),
         preprocess_defaults=declared,
         notes=(),
-        read=lambda p: source.graph(name, p.size, p.mean, p.std),
+        read=lambda p: source.graph(name, p.size, p.mean, p.std, keep_integers=keep_integers),
         run=lambda p: SourceOnnxRunner(source, p),
     )
 
 
-def _keras(path: Path, output: str | None) -> FileModel:
+def _tflite(path: Path, output: str | None, keep_integers: bool) -> FileModel:
+    from edge_resnet.frontends.tflite import open_tflite
+    from edge_resnet.runners.source_tflite import SourceTfliteRunner
+
+    source, name = open_tflite(path, output), _name_of(path)
+    declared = source.declared
+    if source.takes_bytes:
+        declared |= {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+    return FileModel(
+        name=name,
+        source=str(path),
+        weights_sha256=sha256_of(path),
+        preprocess_defaults=declared,
+        notes=(),
+        read=lambda p: source.graph(name, p.size, p.mean, p.std, keep_integers=keep_integers),
+        run=lambda p: SourceTfliteRunner(source, p),
+    )
+
+
+def _keras(path: Path, output: str | None, keep_integers: bool) -> FileModel:
     raise InputError(f"{path}: Keras models are not read yet")
 
 
-def _pt2(path: Path, output: str | None) -> FileModel:
+def _pt2(path: Path, output: str | None, keep_integers: bool) -> FileModel:
     from edge_resnet.frontends.torch_export import graph_from_program
     from edge_resnet.frontends.torch_program import load_program
     from edge_resnet.runners.torch_module import TorchModuleRunner
@@ -96,8 +118,9 @@ def _pt2(path: Path, output: str | None) -> FileModel:
     )
 
 
-FORMATS: dict[str, Callable[[Path, str | None], FileModel]] = {
+FORMATS: dict[str, Callable[[Path, str | None, bool], FileModel]] = {
     ".onnx": _onnx,
+    ".tflite": _tflite,
     ".pt2": _pt2,
     ".keras": _keras,
     ".h5": _keras,

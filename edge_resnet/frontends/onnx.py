@@ -19,8 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
 from edge_resnet.frontends.builder import GraphBuilder
+from edge_resnet.frontends.integers import IntegerConstant, finish_integers
 from edge_resnet.frontends.onnx_constants import FOLDED, evaluate
 from edge_resnet.frontends.onnx_file import load_onnx
+from edge_resnet.frontends.onnx_integers import INTEGER_OPERATORS, dequantized_constant
 from edge_resnet.frontends.onnx_operators import OPERATORS, OnnxCall
 from edge_resnet.frontends.values import Value
 from edge_resnet.graph.graph import Graph
@@ -30,6 +32,8 @@ __all__ = ["OnnxSource", "open_onnx"]
 Array = NDArray[Any]
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
+# What may read an image of bytes in a model that is quantized.
+_OF_INTEGERS = ("DequantizeLinear", "QLinearConv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +52,22 @@ class OnnxSource:
     size: tuple[int, int] | None
     raw_bytes: bool
 
-    def graph(self, name: str, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Graph:
+    def graph(
+        self,
+        name: str,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        keep_integers: bool = True,
+    ) -> Graph:
         """The graph for images of `size`. Raises UnsupportedOperatorError that names the node."""
         if self.size is not None and size != self.size:
             raise InputError(
                 f"{self.path}: the model takes {self.size[0]}x{self.size[1]} images, not "
                 f"{size[0]}x{size[1]}; --set preprocess.size=[{self.size[0]},{self.size[1]}]"
             )
-        return _Importer(self, name).graph(size, mean, std)
+        return _Importer(self, name, keep_integers).graph(size, mean, std)
 
 
 def open_onnx(path: Path, output: str | None = None) -> OnnxSource:
@@ -101,13 +113,13 @@ def _chosen(path: Path, names: Sequence[str], output: str | None) -> str:
 class _Importer:
     """Walks the file. `made` maps a tensor's name to what it became: a Value or a constant."""
 
-    def __init__(self, source: OnnxSource, name: str) -> None:
+    def __init__(self, source: OnnxSource, name: str, keep_integers: bool) -> None:
         self.source = source
-        self.builder = GraphBuilder(name, channels_last=False)
+        self.builder = GraphBuilder(name, channels_last=False, keep_integers=keep_integers)
         self.opset = max(
             (o.version for o in source.model.opset_import if o.domain in ("", "ai.onnx")), default=1
         )
-        self.made: dict[str, Value | Array] = {}
+        self.made: dict[str, Value | Array | IntegerConstant] = {}
 
     def graph(self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Graph:
         proto = self.source.model.graph
@@ -115,7 +127,7 @@ class _Importer:
             raise InputError(f"{self.source.path}: sparse weights; save them as dense tensors")
         for tensor in proto.initializer:
             self.made[tensor.name] = self._array(tensor)
-        image = self.builder.image((3, *size), mean, std)
+        image = self._image((3, *size), mean, std)
         self.made[self.source.input] = (
             replace(image, axes=(0, 2, 3, 1)) if self.source.channels_last else image
         )
@@ -127,9 +139,19 @@ class _Importer:
         if not isinstance(output, Value):
             raise InputError(f"{self.source.path}: the output does not depend on the image")
         try:
-            return self.builder.graph(output)
+            graph = self.builder.graph(output)
         except GraphError as error:
             raise InputError(f"{self.source.path}: {error}") from None
+        return finish_integers(graph, str(self.source.path)) if self.builder.quants else graph
+
+    def _image(self, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> Value:
+        """Bytes that the file dequantizes itself are the integers; all else is normalized."""
+        readers = [node for node in self.source.model.graph.node if self.source.input in node.input]
+        while len(readers) == 1 and readers[0].op_type == "Transpose":
+            readers = [n for n in self.source.model.graph.node if readers[0].output[0] in n.input]
+        if self.source.raw_bytes and readers and all(n.op_type in _OF_INTEGERS for n in readers):
+            return self.builder.raw_image(shape)
+        return self.builder.image(shape, mean, std)
 
     def _array(self, tensor: onnx.TensorProto) -> Array:
         try:
@@ -150,7 +172,7 @@ class _Importer:
         attributes = {entry.name: _attribute(entry) for entry in node.attribute}
         try:
             if not any(isinstance(value, Value) for value in inputs):
-                results: Sequence[Value | Array] = self._constants(node, inputs)
+                results: Sequence[Any] = self._constants(node, inputs, attributes)
             elif node.op_type in ("Shape", "Size"):
                 results = [_shape_of(node.op_type, inputs[0], attributes)]
             else:
@@ -159,7 +181,15 @@ class _Importer:
             raise self._unsupported(node, str(error)) from None
         self.made.update(zip(node.output, results, strict=False))
 
-    def _constants(self, node: onnx.NodeProto, inputs: Sequence[Any]) -> Sequence[Array]:
+    def _constants(
+        self, node: onnx.NodeProto, inputs: Sequence[Any], attributes: Mapping[str, Any]
+    ) -> Sequence[Any]:
+        if node.op_type == "DequantizeLinear":
+            return [dequantized_constant(inputs, int(attributes.get("axis", 1)))]
+        if node.op_type == "Transpose" and isinstance(inputs[0], IntegerConstant):
+            rank = inputs[0].values.ndim
+            return [inputs[0].transposed(list(attributes.get("perm") or reversed(range(rank))))]
+        inputs = [value.real if isinstance(value, IntegerConstant) else value for value in inputs]
         if node.op_type not in FOLDED or node.domain not in ("", "ai.onnx"):
             raise GraphError("of constants")
         return evaluate(node, inputs, self.opset)
@@ -167,7 +197,7 @@ class _Importer:
     def _compute(
         self, node: onnx.NodeProto, inputs: Sequence[Any], attributes: Mapping[str, Any]
     ) -> Sequence[Value]:
-        function = OPERATORS.get(node.op_type)
+        function = OPERATORS.get(node.op_type) or INTEGER_OPERATORS.get(node.op_type)
         if function is None or node.domain not in _DOMAINS:
             raise GraphError("")
         outputs = sum(bool(name) for name in node.output)
@@ -190,6 +220,8 @@ class _Importer:
     def _unsupported(self, node: onnx.NodeProto, why: str) -> UnsupportedOperatorError:
         kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         name = node.name or (node.output[0] if node.output else "")
+        if why and self.builder.quants:
+            why += "; --requantize chooses new integers"
         return UnsupportedOperatorError(
             f"{self.source.path}: operator {kind} of node {name!r} is not supported{': ' if why else ''}{why}"
         )

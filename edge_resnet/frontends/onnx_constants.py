@@ -26,7 +26,7 @@ FOLDED = {
     *("Squeeze", "Unsqueeze", "Reshape", "Transpose", "Flatten", "Expand", "Tile", "Range", "Split"),
     *("Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal", "Pow", "Abs", "Exp", "Floor", "Ceil"),
     *("Min", "Max", "Equal", "Where", "Not", "And", "Or", "Less", "Greater", "Mod", "Clip"),
-    *("ReduceProd", "ReduceSum", "ReduceMean", "DequantizeLinear", "CastLike"),
+    *("ReduceProd", "ReduceSum", "ReduceMean", "QuantizeLinear", "CastLike"),
 }
 _LARGEST = 2**27  # elements; the largest classifier of a ResNet has a fiftieth of them
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from edge_resnet.errors import GraphError
 from edge_resnet.frontends.builder import GraphBuilder, WindowPadding
+from edge_resnet.frontends.integers import IntegerConstant
 from edge_resnet.frontends.values import Value, reshaped, squeezed, transposed, unsqueezed
 from edge_resnet.graph import nodes as g
 
-__all__ = ["OPERATORS", "OnnxCall"]
+__all__ = ["OPERATORS", "OnnxCall", "convolution"]
 
 Array = NDArray[Any]
 Result = Value | list[Value]
@@ -30,7 +31,7 @@ class OnnxCall:
 
     builder: GraphBuilder
     name: str
-    inputs: tuple[Value | Array | None, ...]
+    inputs: tuple[Value | Array | IntegerConstant | None, ...]
     attributes: dict[str, Any]
     outputs: int
     opset: int
@@ -45,7 +46,12 @@ class OnnxCall:
         value = self.inputs[index] if index < len(self.inputs) else None
         if isinstance(value, Value):
             raise GraphError(f"input {index} depends on the image; it must be a constant")
-        return value
+        return value.real if isinstance(value, IntegerConstant) else value
+
+    def weight(self, index: int) -> Array | IntegerConstant | None:
+        """A constant with its integers, where it has some."""
+        value = self.inputs[index] if index < len(self.inputs) else None
+        return value if isinstance(value, IntegerConstant) else self.maybe(index)
 
     def constant(self, index: int) -> Array:
         value = self.maybe(index)
@@ -83,15 +89,28 @@ def _window_padding(call: OnnxCall, rank: int) -> WindowPadding:
 
 
 def _conv(call: OnnxCall) -> Value:
-    weight = call.constant(1)
-    rank = weight.ndim - 2
-    if rank not in (1, 2):
-        raise GraphError(f"a convolution with weights of shape {list(weight.shape)}")
+    return convolution(call, call.value(), call.weight(1), call.weight(2))
+
+
+def _shape_of(weight: Array | IntegerConstant | None) -> tuple[int, ...]:
+    if weight is None:
+        return ()
+    return weight.values.shape if isinstance(weight, IntegerConstant) else weight.shape
+
+
+def convolution(
+    call: OnnxCall, x: Value, weight: Array | IntegerConstant | None, bias: Array | IntegerConstant | None
+) -> Value:
+    """A convolution by the attributes that Conv and QLinearConv share."""
+    shape = _shape_of(weight)
+    rank = len(shape) - 2
+    if weight is None or rank not in (1, 2):
+        raise GraphError(f"a convolution with weights of shape {list(shape)}")
     return call.builder.conv(
         call.name,
-        call.value(),
+        x,
         weight,
-        call.maybe(2),
+        bias,
         stride=_pair(call.get("strides") or [1] * rank),
         padding=_window_padding(call, rank),
         dilation=_pair(call.get("dilations") or [1] * rank),
@@ -113,10 +132,31 @@ def _clip(call: OnnxCall) -> Value:
     ends = [call.get("min"), call.get("max")]
     for index in (0, 1):
         given = call.maybe(index + 1)
-        if given is not None:
+        if given is not None and given.dtype.kind == "f":
             ends[index] = float(given.reshape(()))
+        elif given is not None:
+            ends[index] = _real_end(call, given)
     low, high = ends
     return call.builder.clip(call.name, call.value(), None if low is None or low < -3e38 else low, high)
+
+
+def _real_end(call: OnnxCall, end: Array) -> float | None:
+    """An end among the integers as the real value of an activation's; None at the type's own end."""
+    quant = call.builder.quants.get(call.value().node)
+    if quant is None or end.dtype not in (np.int8, np.uint8):
+        raise GraphError("a clip of integers")
+    q = int(end.reshape(())) - (128 if end.dtype == np.uint8 else 0)
+    if q == 127:
+        return None
+    if q == quant.zero_point:
+        return 0.0
+    limits = (activation.limit for activation in g.Activation if activation.limit is not None)
+    found = [
+        v for v in limits if int(np.rint(np.float32(v) / np.float32(quant.scale))) + quant.zero_point == q
+    ]
+    if not found:
+        raise GraphError(f"a clip at integer {int(end.reshape(()))}")
+    return found[0]
 
 
 def _hard_sigmoid(call: OnnxCall) -> Value:
@@ -197,18 +237,23 @@ def _reduce_mean(call: OnnxCall) -> Value:
 def _gemm(call: OnnxCall) -> Value:
     if call.get("transA", 0) or float(call.get("alpha", 1)) != 1 or float(call.get("beta", 1)) != 1:
         raise GraphError("a Gemm with transA, or with alpha or beta other than 1")
-    weight = call.constant(1) if call.get("transB", 0) else call.constant(1).T
-    bias = call.maybe(2)
-    if bias is not None and bias.size == 1:
+    weight, bias = call.weight(1), call.weight(2)
+    if weight is None:
+        raise GraphError("a Gemm without a weight")
+    if not call.get("transB", 0):
+        weight = weight.transposed([1, 0]) if isinstance(weight, IntegerConstant) else weight.T
+    if isinstance(bias, np.ndarray) and bias.size == 1 and not isinstance(weight, IntegerConstant):
         bias = np.full(len(weight), bias.reshape(()))
     return call.builder.linear(call.name, call.value(), weight, bias)
 
 
 def _matmul(call: OnnxCall) -> Value:
-    weight = call.constant(1)
-    if weight.ndim != 2:
-        raise GraphError(f"a MatMul with a constant of shape {list(weight.shape)}")
-    return call.builder.linear(call.name, call.value(), weight.T)
+    weight = call.weight(1)
+    shape = _shape_of(weight)
+    if weight is None or len(shape) != 2:
+        raise GraphError(f"a MatMul with a constant of shape {list(shape)}")
+    turned = weight.transposed([1, 0]) if isinstance(weight, IntegerConstant) else weight.T
+    return call.builder.linear(call.name, call.value(), turned)
 
 
 def _flatten(call: OnnxCall) -> Value:

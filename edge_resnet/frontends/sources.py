@@ -51,8 +51,12 @@ def open_model(
     classes_of_data: int | None,
     seed: int,
     output: str | None = None,
+    *,
+    keep_integers: bool = True,
 ) -> SourceModel:
     """Open what MODEL names; `output` chooses one of several outputs of a file.
+
+    `keep_integers=False` reads a model that is quantized already as the floats that it stands for.
 
     Raises InputError: an unknown name (the nearest are given), another architecture, a file that is damaged
     or of another kind, an error in the user's own code (its type and line are given).
@@ -60,7 +64,7 @@ def open_model(
     if is_model_file(model):
         if weights is not None:
             raise InputError(f"{model}: holds its own weights; leave --weights out")
-        return open_model_file(Path(model), output)
+        return open_model_file(Path(model), output, keep_integers=keep_integers)
     if output is not None:
         raise InputError(
             f"--output chooses among the outputs of a file ({', '.join(FORMATS)}), not of {model}"

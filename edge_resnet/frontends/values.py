@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edge_resnet.errors import GraphError
-from edge_resnet.graph.nodes import Shape
+from edge_resnet.graph.nodes import Padding, Shape
 
 __all__ = ["Value", "reshaped", "squeezed", "transposed", "unsqueezed"]
 
@@ -21,7 +21,8 @@ class Value:
 
     A node's axis that is not among `axes` has one element. `size` holds the node's sizes, by axis, with 1 for
     the batch; a vector [C] has the sizes (1, C, 1, 1). `flat` is set where several axes were flattened into
-    the tensor's last one: the order in which they were, as axes of the node.
+    the tensor's last one: the order in which they were, as axes of the node. `softmax`: the tensor is the
+    node's softmax. `border`: it has a border of the lowest value that the node lacks.
     """
 
     node: str
@@ -29,6 +30,7 @@ class Value:
     size: tuple[int, int, int, int]
     flat: tuple[int, ...] | None = None
     softmax: bool = False
+    border: Padding | None = None
 
     @property
     def shape(self) -> Shape:

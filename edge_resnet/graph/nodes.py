@@ -47,6 +47,7 @@ __all__ = [
     "Sigmoid",
     "SliceChannels",
     "Subsample",
+    "Weights",
 ]
 
 Shape = tuple[int, ...]

@@ -10,6 +10,11 @@ The rules, with q the int8 value of a tensor, s its scale and z its zero point:
   global average pooling    acc = sum(q_x - z_x)
                             q_y = clip(round(float32(acc) * (s_x / (s_y * count))) + z_y)
   residual sum (one scale)  q_y = clip((q_a - z_a) + (q_b - z_b) + z_y)
+  residual sum (scales of a model that came quantized)
+                            q_y = clip(round((q_a - z_a) * (s_a / s_y) + (q_b - z_b) * (s_b / s_y)) + z_y);
+                            runtimes round this one differently, by at most a step
+  normalization (of a model that came quantized)
+                            q_y = clip(round((byte - mean) / std / s_y) + z_y)
   product with a gate       acc = (q_a - z_a) * (q_b - z_b)
                             q_y = clip(round(float32(acc) * (s_a * s_b / s_y)) + z_y)
   sigmoid                   q_y = clip(round(sigmoid(s_x * (q_x - z_x)) / s_y) + z_y)       a table of 256
@@ -46,6 +51,7 @@ from edge_resnet.graph.nodes import (
     MaxPool,
     Mul,
     Node,
+    Normalize,
     Pad,
     PadChannels,
     Padding,
@@ -73,7 +79,7 @@ class ReferenceExecutor:
     """Runs a quantized graph in integers.
 
     Raises GraphError for a node that has no integer meaning (a float graph, an average pool that was not
-    lowered, a residual sum whose scales differ).
+    lowered).
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -180,11 +186,19 @@ def _global_avg_pool(node: GlobalAvgPool, graph: Graph) -> NodeFunction:
 
 
 def _add(node: Add, graph: Graph) -> NodeFunction:
-    scales = {_quant(graph.by_name[name]).scale for name in (*node.inputs, node.name)}
-    if len(scales) != 1:
-        raise GraphError(f"node {node.name!r} adds tensors of different scales: {sorted(scales)}")
     bounds = _bounds(node)
-    return lambda a, b: (a + b).clamp_(*bounds)
+    s_a, s_b, s_y = (np.float32(_quant(graph.by_name[n]).scale) for n in (*node.inputs, node.name))
+    if s_a == s_b == s_y:
+        return lambda a, b: (a + b).clamp_(*bounds)
+    of_a, of_b = torch.tensor(s_a / s_y), torch.tensor(s_b / s_y)
+    return lambda a, b: (a * of_a + b * of_b).round_().clamp_(*bounds)
+
+
+def _normalize(node: Normalize, graph: Graph) -> NodeFunction:
+    mean, std = (torch.from_numpy(values)[:, None, None] for values in (node.mean, node.std))
+    scale, bounds = torch.tensor(np.float32(_quant(node).scale)), _bounds(node)
+    zero = 128 + _quant(graph.input).zero_point
+    return lambda x: ((x + zero - mean) / std / scale).round_().clamp_(*bounds)
 
 
 def _mul(node: Mul, graph: Graph) -> NodeFunction:
@@ -240,6 +254,7 @@ _FUNCTIONS: dict[type[Node], Callable[..., NodeFunction]] = {
     Linear: _linear,
     GlobalAvgPool: _global_avg_pool,
     Add: _add,
+    Normalize: _normalize,
     Mul: _mul,
     Sigmoid: _sigmoid,
     Concat: _concat,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,15 +72,22 @@ class LiteRTRunner:
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [N, H, W, 3] -> float32 [N, ...]; channels last where the output is an image."""
+        return self.infer(pixels, int(self._output["index"]))
+
+    def infer(self, images: NDArray[Any], output: int) -> NDArray[np.float32]:
+        """Images as the input wants them (uint8 ones are shifted for an int8 input) -> tensor `output`."""
         dtype = self._input["dtype"]
-        images = (pixels.astype(np.int16) - 128).astype(np.int8) if dtype is np.int8 else pixels.astype(dtype)
+        if dtype is np.int8 and images.dtype == np.uint8:
+            images = (images.astype(np.int16) - 128).astype(np.int8)
+        images = images.astype(dtype, copy=False)
         results = []
         for image in images:  # one at a time, as an app does; a call costs microseconds beside the kernels
             self._interpreter.set_tensor(self._input["index"], image[None])
             self._interpreter.invoke()
-            results.append(self._interpreter.get_tensor(self._output["index"])[0])
+            results.append(self._interpreter.get_tensor(output)[0])
         values = np.stack(results)
-        if values.dtype == np.int8:
-            scale, zero = self._output["quantization"]
+        if values.dtype in (np.int8, np.uint8):
+            details = {int(entry["index"]): entry for entry in self._interpreter.get_output_details()}
+            scale, zero = details[output]["quantization"]
             values = (values.astype(np.float32) - np.float32(zero)) * np.float32(scale)
         return values.astype(np.float32, copy=False)

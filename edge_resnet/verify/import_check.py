@@ -40,8 +40,13 @@ def random_images(graph: Graph, count: int = 4) -> NDArray[np.uint8]:
     return (large + rng.integers(0, 56, large.shape)).astype(np.uint8)
 
 
-def check_import(name: str, graph: Graph, runner: Runner, pixels: NDArray[np.uint8]) -> ImportCheck:
-    """Run both on uint8 images [N, H, W, 3]. Raises VerificationError where they differ."""
+def check_import(
+    name: str, graph: Graph, runner: Runner, pixels: NDArray[np.uint8], *, rounded: bool = False
+) -> ImportCheck:
+    """Run both on uint8 images [N, H, W, 3]. Raises VerificationError where they differ.
+
+    `rounded`: the source is quantized, and the graph is the floats that its integers stand for.
+    """
     expected = runner.logits(pixels).reshape(len(pixels), -1)
     if graph.is_quantized:
         output = graph.output.quant
@@ -50,16 +55,17 @@ def check_import(name: str, graph: Graph, runner: Runner, pixels: NDArray[np.uin
     else:
         got = FloatExecutor(graph).run(pixels)
     got = got.reshape(len(pixels), -1)
-    if getattr(runner, "probabilities", False):
+    probabilities = bool(getattr(runner, "probabilities", False))
+    if probabilities:
         got = _softmax(got)
     if got.shape != expected.shape:
         raise VerificationError(
             f"{name}: the source answers {expected.shape[1]} values, the imported graph {got.shape[1]}"
         )
     difference = float(np.abs(got - expected).max())
-    spread = float(np.ptp(expected))
+    spread = 1.0 if probabilities else float(np.ptp(expected))
     relative = difference / spread if spread else float(difference > 0)
-    limit = _MOST_INTEGER if graph.is_quantized else _MOST_FLOAT
+    limit = _MOST_INTEGER if graph.is_quantized or rounded else _MOST_FLOAT
     if not relative <= limit:  # NaN too
         raise VerificationError(
             f"{name}: the imported graph is not the source's function: logits differ by {difference:.3g} "

@@ -30,6 +30,7 @@ def merge_normalization(graph: Graph) -> Graph:
             and isinstance(source, Normalize)
             and len(graph.consumers[original.inputs[0]]) == 1
             and np.all(node.scale != 0)
+            and source.quant is None
         ):
             nodes[source.name] = _merged(source, node)
             renamed[node.name] = source.name
@@ -42,4 +43,6 @@ def _merged(first: Normalize, second: BatchNorm) -> Normalize:
     mean, std = first.mean.astype(np.float64), first.std.astype(np.float64)
     scale, shift = second.scale.astype(np.float64), second.shift.astype(np.float64)
     merged_mean, merged_std = mean - shift * std / scale, std / scale
-    return replace(first, mean=merged_mean.astype(np.float32), std=merged_std.astype(np.float32))
+    return replace(
+        first, mean=merged_mean.astype(np.float32), std=merged_std.astype(np.float32), quant=second.quant
+    )
