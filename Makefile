@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test lint
 	$(BIN)/pytest -m "not slow"
 
-test-all: $(VENV)/.test lint
+test-all: $(VENV)/.test-all lint
 	-./tests/install_browser.sh
 	$(BIN)/pytest
 
@@ -35,6 +35,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+# TensorFlow (0.6 GB) for the Keras frontend, and what torch's newer ONNX exporter needs.
+$(VENV)/.test-all: $(VENV)/.test
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,keras]' onnxscript
 	@touch $@
 
 clean:

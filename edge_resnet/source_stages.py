@@ -109,7 +109,11 @@ def import_source(run: Run) -> None:
         _check_classes(run, graph)
         graph = simplify(Graph(graph.name, graph.nodes, run.images.classes))
         run.import_check = check_import(
-            run.model.name, graph, run.baseline, _check_images(run, graph), rounded=run.requantize
+            run.model.name,
+            graph,
+            run.model.checker(run.preprocess),
+            _check_images(run, graph),
+            rounded=run.requantize,
         )
         run.floating = graph
         if graph.is_quantized:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +12,104 @@ import numpy as np
 from edge_resnet.errors import InputError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.text import graph_to_text, node_details
+from edge_resnet.targets import TARGETS
 
 __all__ = ["run"]
 
 
-def run(what: str, weights: Path | None, settings: Sequence[str], as_json: bool) -> int:
+def run(
+    what: str,
+    weights: Path | None,
+    settings: Sequence[str],
+    output: str | None,
+    requantize: bool,
+    as_json: bool,
+) -> int:
     """Print to standard output what `what` is made of."""
     path = Path(what)
-    if path.suffix in (".tflite", ".onnx", ".mlpackage"):
-        if not path.exists():
-            raise InputError(f"{path}: there is no such artifact")
-        document = _artifact(path)
-        print(json.dumps(document, indent=1) if as_json else _artifact_text(document))
+    if path.suffix in (".tflite", ".onnx", ".mlpackage") and not path.exists():
+        raise InputError(f"{path}: there is no such artifact")
+    artifact = _artifact(path) if path.suffix == ".mlpackage" or is_own_artifact(path) else None
+    model = None
+    if path.suffix != ".mlpackage":
+        model = (
+            _run_document(path)
+            if path.is_dir() and (path / "report.json").exists()
+            else _model_document(what, weights, settings, output, requantize)
+        )
+    if as_json:
+        print(json.dumps((model or {}) | (artifact or {}), indent=1))
         return 0
-    graph = _run_graph(path) if path.is_dir() else _model_graph(what, weights, settings)
-    print(json.dumps(_graph_document(graph), indent=1) if as_json else graph_to_text(graph))
+    if artifact is not None:
+        print(_artifact_text(artifact))
+    if model is not None:
+        print(_model_text(model))
     return 0
 
 
-def _run_graph(directory: Path) -> Graph:
+def is_own_artifact(path: Path) -> bool:
+    """Whether a run of ours wrote the file: its name then says for which target."""
+    return path.suffix in (".tflite", ".onnx") and any(path.stem.endswith(f"-{name}") for name in TARGETS)
+
+
+def _run_document(directory: Path) -> dict[str, Any]:
     from edge_resnet.run_directory import read_graphs
 
-    return read_graphs(directory)[0]
+    graph = read_graphs(directory)[0]
+    return _graph_document(graph) | {"text": graph_to_text(graph)}
 
 
-def _model_graph(model: str, weights: Path | None, settings: Sequence[str]) -> Graph:
+def _model_document(
+    model: str, weights: Path | None, settings: Sequence[str], output: str | None, requantize: bool
+) -> dict[str, Any]:
+    """The graph, its family, the import check, what would lose in int8 and which target would refuse what."""
+    from dataclasses import asdict
+
+    from edge_resnet.compression.risks import quantization_risks
     from edge_resnet.frontends.sources import open_model, resolve_preprocess
+    from edge_resnet.graph.family import family
     from edge_resnet.graph.passes import simplify
     from edge_resnet.recipe import load_recipe
+    from edge_resnet.verify.import_check import check_import, random_images
+    from edge_resnet.verify.trial import refusals
 
     recipe = load_recipe(None, settings)
-    loaded = open_model(model, weights, None, recipe.seed)
-    preprocess = resolve_preprocess(loaded.preprocess_defaults, recipe.preprocess)
-    return simplify(loaded.graph(preprocess))
+    opened = open_model(model, weights, None, recipe.seed, output, keep_integers=not requantize)
+    preprocess = resolve_preprocess(
+        _assumed(opened.preprocess_defaults, recipe.preprocess), recipe.preprocess
+    )
+    graph = simplify(opened.graph(preprocess))
+    check = check_import(
+        opened.name, graph, opened.checker(preprocess), random_images(graph), rounded=requantize
+    )
+    return _graph_document(graph) | {
+        "family": family(graph),
+        "import_check": asdict(check),
+        "risks": [] if graph.is_quantized else quantization_risks(graph),
+        "refusals": refusals(graph),
+        "text": graph_to_text(graph),
+    }
+
+
+def _assumed(declared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers and shapes do not depend on the normalization: an unknown one is no reason to refuse."""
+    unknown = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    return {**{key: value for key, value in unknown.items() if key not in given}, **declared}
+
+
+def _model_text(document: dict[str, Any]) -> str:
+    lines = [str(document["text"])]
+    if "family" not in document:
+        return lines[0]
+    check = document["import_check"]
+    lines += [
+        f"family: {document['family']}",
+        f"import: at most {check['max_abs']:.2g} ({check['relative']:.1e} of the logits' range) from "
+        f"{check['runtime']} on {check['images']} random images",
+    ]
+    lines += [f"int8: {risk}" for risk in document["risks"]]
+    lines += [f"{target}: {reason or 'can be written'}" for target, reason in document["refusals"].items()]
+    return "\n".join(lines)
 
 
 def _graph_document(graph: Graph) -> dict[str, Any]:

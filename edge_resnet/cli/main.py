@@ -145,12 +145,16 @@ def inspect(
     what: Annotated[str, typer.Argument(help="A model (as for compress), an artifact, or a run's folder.")],
     weights: Annotated[Path | None, typer.Option(help="Weights of a model.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="preprocess.size=... of a model.")] = None,
+    output: Annotated[str | None, typer.Option(help="Which output, where a file has several.")] = None,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Read a quantized model as the floats it stands for.")
+    ] = False,
     json_: JsonOption = False,
 ) -> int:
-    """Layers, shapes, MACs, parameters and ranges."""
+    """Family, layers, shapes, MACs, parameters, ranges; what int8 would lose, which target refuses what."""
     from edge_resnet.cli.inspect import run
 
-    return run(what, weights, set_ or [], json_)
+    return run(what, weights, set_ or [], output, requantize, json_)
 
 
 @app.command()

@@ -27,16 +27,22 @@ def tie_free_scale(scale: float, input_scale: float, count: int) -> float:
     >>> tie_free_scale(0.5, 0.5, 2) > 0.5  # the mean of two neighbours is a tie
     True
     """
-    sums = np.arange(1, 255 * count + 1, dtype=np.float64)
     candidate = np.float16(scale)
     for _ in range(_MOST_STEPS):
-        ratio = input_scale / float(candidate)
-        means = sums * (ratio / count)
-        means = means[means < 256]  # beyond, every runtime clips
-        distance = np.abs(means - np.floor(means) - 0.5).min()
-        if distance > _MARGIN * (1 + ratio):
+        if _is_tie_free(float(candidate), input_scale, count):
             return float(candidate)
         candidate = np.nextafter(candidate, np.float16(np.inf))
     if (count % 2 and scale <= input_scale) or count & (count - 1) == 0:
         return float(input_scale * 2.0 ** np.ceil(np.log2(scale / input_scale)))
     return scale  # rare differences of one step are possible
+
+
+def _is_tie_free(scale: float, input_scale: float, count: int) -> bool:
+    """Whether no mean of `count` int8 values comes near a rounding tie."""
+    ratio = input_scale / scale
+    means = np.arange(1, 255 * count + 1, dtype=np.float64) * (ratio / count)
+    means = means[means < 256]  # beyond, every runtime clips
+    if not len(means):
+        return True
+    distance = float(np.abs(means - np.floor(means) - 0.5).min())
+    return distance > _MARGIN * (1 + ratio)

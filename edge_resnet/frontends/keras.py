@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +27,12 @@ from edge_resnet.frontends.keras_child import run_child
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.storage import graph_from_files
 
-__all__ = ["KerasImport", "is_keras_model", "keras_outputs", "read_keras"]
+__all__ = ["KerasImport", "declared_size", "is_keras_model", "keras_outputs", "read_keras"]
 
 _TIME_LIMIT = 600.0  # seconds; a ResNet-152 needs less than one
 _SUFFIXES = (".keras", ".h5", ".hdf5")
+_LARGEST_CONFIG = 2**28
+_INPUT_SHAPE = re.compile(rb'"batch_(?:input_)?shape": \[null, (\d{1,5}), (\d{1,5}), 3\]')
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,26 @@ def is_keras_model(path: Path) -> bool:
         return any((path / f"saved_model.{kind}").exists() for kind in ("pb", "pbtxt"))
     except OSError:
         return False
+
+
+def declared_size(path: Path) -> tuple[int, int] | None:
+    """Rows and columns of the first input, as the configuration says; None where it does not say it plainly.
+
+    Only a hint that spares the user a setting: the model itself is asked when it is loaded.
+    """
+    try:
+        if path.suffix.lower() == ".keras":
+            with zipfile.ZipFile(path) as archive, archive.open("config.json") as file:
+                text = file.read(_LARGEST_CONFIG)
+        elif path.is_file():
+            with path.open("rb") as file:
+                text = file.read(_LARGEST_CONFIG)
+        else:
+            return None
+    except (OSError, KeyError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return None
+    found = _INPUT_SHAPE.search(text)
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def read_keras(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_resnet.data.preprocess import Preprocess
-from edge_resnet.errors import InputError
 from edge_resnet.files import sha256_of
 from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.passes import simplify
 from edge_resnet.runners.base import Runner
+from edge_resnet.targets import TARGETS
 
 if TYPE_CHECKING:
     from edge_resnet.frontends.sources import SourceModel
@@ -32,6 +33,7 @@ class FileModel:
     read: Callable[[Preprocess], Graph]
     run: Callable[[Preprocess], Runner]
     params: int | None = None
+    check: Callable[[Preprocess], Runner] | None = None
 
     def graph(self, preprocess: Preprocess) -> Graph:
         return self.read(preprocess)
@@ -39,11 +41,16 @@ class FileModel:
     def runner(self, preprocess: Preprocess) -> Runner:
         return self.run(preprocess)
 
+    def checker(self, preprocess: Preprocess) -> Runner:
+        return (self.check or self.run)(preprocess)
+
 
 def is_model_file(model: str) -> bool:
     """Whether MODEL names a file of a known kind, by its suffix, or a SavedModel folder."""
+    from edge_resnet.frontends.keras import is_keras_model
+
     path = Path(model)
-    return path.suffix.lower() in FORMATS or (path.is_dir() and (path / "saved_model.pb").exists())
+    return path.suffix.lower() in FORMATS or is_keras_model(path)
 
 
 def open_model_file(path: Path, output: str | None = None, *, keep_integers: bool = True) -> SourceModel:
@@ -56,7 +63,9 @@ def open_model_file(path: Path, output: str | None = None, *, keep_integers: boo
 
 
 def _name_of(path: Path) -> str:
-    return re.sub(r"[^\w.-]", "_", path.stem) or "model"
+    """The file's name without what a run of ours put behind it (resnet20-tflite-int8 is resnet20)."""
+    stem = next((path.stem.removesuffix(f"-{t}") for t in TARGETS if path.stem.endswith(f"-{t}")), path.stem)
+    return re.sub(r"[^\w.-]", "_", stem) or "model"
 
 
 def _onnx(path: Path, output: str | None, keep_integers: bool) -> FileModel:
@@ -98,7 +107,27 @@ def _tflite(path: Path, output: str | None, keep_integers: bool) -> FileModel:
 
 
 def _keras(path: Path, output: str | None, keep_integers: bool) -> FileModel:
-    raise InputError(f"{path}: Keras models are not read yet")
+    from edge_resnet.frontends.keras import declared_size, read_keras
+    from edge_resnet.runners.source_keras import GraphRunner, SourceKerasRunner
+
+    name, size = _name_of(path), declared_size(path)
+    read: dict[Preprocess, Graph] = {}  # TensorFlow takes seconds to start: once is enough
+
+    def graph(p: Preprocess) -> Graph:
+        if p not in read:
+            read[p] = read_keras(path, name, p.size, p.mean, p.std, output).graph
+        return read[p]
+
+    return FileModel(
+        name=name,
+        source=str(path),
+        weights_sha256=sha256_of(path),
+        preprocess_defaults={} if size is None else {"size": size},
+        notes=(),
+        read=graph,
+        run=lambda p: GraphRunner(lambda: simplify(graph(p))),
+        check=lambda p: SourceKerasRunner(path, p, output),
+    )
 
 
 def _pt2(path: Path, output: str | None, keep_integers: bool) -> FileModel:

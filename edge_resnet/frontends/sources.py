@@ -41,7 +41,11 @@ class SourceModel(Protocol):
         ...
 
     def runner(self, preprocess: Preprocess) -> Runner:
-        """The model on its own runtime, for uint8 images."""
+        """The model for the uint8 images of an evaluation: on its own runtime, where that is fast enough."""
+        ...
+
+    def checker(self, preprocess: Preprocess) -> Runner:
+        """The model on its own runtime, for the few images of the import check."""
         ...
 
 

@@ -54,6 +54,9 @@ class TorchModel:
     def runner(self, preprocess: Preprocess) -> TorchModuleRunner:
         return TorchModuleRunner(self.module, preprocess)
 
+    def checker(self, preprocess: Preprocess) -> TorchModuleRunner:
+        return self.runner(preprocess)
+
 
 @dataclass(frozen=True)
 class _Source:

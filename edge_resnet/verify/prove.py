@@ -15,6 +15,7 @@ from edge_resnet.graph.reference import ReferenceExecutor, dequantize
 from edge_resnet.runners.base import Runner
 from edge_resnet.targets import Target
 from edge_resnet.verify.evaluate import Labels, Outcome, Pixels, Subject, evaluate
+from edge_resnet.verify.exactness import first_inexact
 from edge_resnet.verify.locate import first_difference
 from edge_resnet.verify.parity import Logits, ParityTally
 from edge_resnet.verify.ranges import RangeCheck, compare_ranges
@@ -33,10 +34,14 @@ _FEW_DISAGREEMENTS = 2
 
 @dataclass
 class Proof:
-    """What was seen of one artifact. `failures` make a run fail, `warnings` do not."""
+    """What was seen of one artifact. `failures` make a run fail, `warnings` do not.
+
+    `exact`: its runtime must answer with the reference's integers to the bit.
+    """
 
     target: Target
     path: Path
+    exact: bool = False
     ranges: RangeCheck | None = None
     runner: Runner | None = None
     parity: ParityTally | None = None
@@ -67,8 +72,11 @@ def prove(
 
     `baseline` is the float model; `baseline_name` says in the report what it is. None leaves accuracy out.
     """
-    proofs = [Proof(target, path) for target, path in artifacts.items()]
+    inexact = first_inexact(quantized)
+    proofs = [Proof(t, path, exact=t.exact and inexact is None) for t, path in artifacts.items()]
     for proof in proofs:
+        if proof.target.exact and inexact is not None:
+            proof.warnings.append(f"{proof.path.name}: not held to the bit: {inexact}, as the source has it")
         read_back(proof, quantized)
         if not proof.failures:
             _open(proof)
@@ -118,7 +126,7 @@ def _subject(proof: Proof, scale: float, baseline_name: str, emulated_images: in
     target, runner = proof.target, proof.runner
     assert runner is not None
     if target.quantized:
-        proof.parity = ParityTally("reference executor", scale, to_the_bit=target.exact)
+        proof.parity = ParityTally("reference executor", scale, to_the_bit=proof.exact)
     else:
         proof.parity = ParityTally(baseline_name, None)
     return Subject(
@@ -127,7 +135,7 @@ def _subject(proof: Proof, scale: float, baseline_name: str, emulated_images: in
         limit=emulated_images if runner.emulated else None,
         expects=REFERENCE if target.quantized else BASELINE,
         parity=proof.parity,
-        cross=target.exact,
+        cross=proof.exact,
     )
 
 
@@ -138,7 +146,7 @@ def _judge(proof: Proof, quantized: Graph) -> None:
     assert proof.outcome is not None
     if not parity.n:
         return
-    if proof.target.exact:
+    if proof.exact:
         if parity.identical_images < parity.n:
             _judge_difference(proof, parity, quantized)
         elif not onnx_runtime_saturates(this_cpu()):  # there, the reference's images have told it already

@@ -1,0 +1,47 @@
+"""Can the runtimes answer with the same integers? Graphs of this project's own quantization always can.
+
+A model that came quantized has its own scales. Where they leave a rounding to the runtime (see
+docs/architecture.md), its answers are compared, but not held to the bit. An average may have sums on a tie,
+too; on real images they hardly come up, so it is held to the bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.nodes import Add, Mul, Node, Normalize, QuantParams, Sigmoid
+
+__all__ = ["first_inexact"]
+
+
+def first_inexact(graph: Graph) -> str | None:
+    """The first node that runtimes may round differently, and why; None where there is none."""
+    for node in graph.nodes:
+        reason = _reason(node, graph)
+        if reason:
+            return f"node {node.name!r}: {reason}"
+    return None
+
+
+def _reason(node: Node, graph: Graph) -> str:
+    sources = [graph.by_name[name].quant for name in node.inputs]
+    quant = node.quant
+    assert quant is not None
+    if isinstance(node, Add) and any(source is None or source.scale != quant.scale for source in sources):
+        return "a sum of tensors whose scales differ"
+    if isinstance(node, Mul) and not _is_exact_product(sources, quant):
+        return "a product whose multiplier is no power of two"
+    if isinstance(node, Sigmoid) and (quant.scale, quant.zero_point) != (2.0**-8, -128):
+        return "a sigmoid whose scale is not 1/256"
+    if isinstance(node, Normalize):
+        return "the image is normalized in float"
+    return ""
+
+
+def _is_exact_product(sources: list[QuantParams | None], quant: QuantParams) -> bool:
+    first, second = sources
+    assert first is not None
+    assert second is not None
+    mantissa, _ = np.frexp(first.scale * second.scale / quant.scale)
+    return bool(mantissa == 0.5) and quant.zero_point % 2 == 0
