@@ -113,10 +113,10 @@ def test_a_colon_in_the_path(mine: Path) -> None:
         ("torchvision:", "unknown model 'torchvision:'"),
         ("", "unknown model ''"),
         ("timm:resnet18.no_such_tag", "no_such_tag"),
-        ("model.keras", "not .keras files"),
-        ("model.h5", "not .h5 files"),
-        ("model.pt2", "not .pt2 files"),
-        ("model.tflite", "not .tflite files"),
+        ("model.keras", "there is no such"),
+        ("model.h5", "there is no such"),
+        ("model.pt2", "there is no such"),
+        ("model.tflite", "there is no such"),
     ],
 )
 def test_names_that_are_not_models(model: str, message: str) -> None:

@@ -104,9 +104,16 @@ def test_an_unknown_operator_is_named_with_its_place() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: nn.AvgPool2d(3, 2, padding=1), "average pooling with padding"),
+        (
+            lambda: nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+            "leaves its padding out of the mean",
+        ),
         (lambda: nn.MaxPool2d(2, dilation=2), "max pooling with dilation"),
-        (lambda: nn.ReflectionPad2d(1), "not supported"),
+        (lambda: nn.ReplicationPad2d(1), "not supported"),
+        (lambda: nn.Softmax2d(), "a softmax over other axes"),
+        (lambda: nn.GroupNorm(1, 3), "group_norm"),
+        (lambda: nn.LeakyReLU(), "leaky_relu"),
+        (lambda: nn.Hardtanh(), r"a clip to \[-1.0, 1.0\]"),
         (lambda: nn.AdaptiveAvgPool2d(5), "adaptive average pooling from 16x16 to 5x5"),
     ],
 )

@@ -133,7 +133,7 @@ def test_random_weights_repeat_and_leave_the_generator_alone() -> None:
         ("resnet2", "did you mean .*resnet20"),
         ("torchvision:resnet5", "did you mean resnet5"),
         ("timm:resnet5", "did you mean"),
-        ("model.onnx", "not .onnx files"),
+        ("model.onnx", "there is no such model file"),
         ("weights.pth", "--weights weights.pth"),
         ("no_such_module:f", "no Python module 'no_such_module'"),
         ("nowhere.py:f", "no such Python file"),

@@ -248,20 +248,17 @@ def _pad_channels(writer: _Writer, node: PadChannels) -> None:
 
 
 def _relu(writer: _Writer, node: Relu) -> None:
-    if writer.quantized:  # the values are integers already, so clipping them in float is exact
+    if writer.quantized:
         writer.emit("Clip", node, [writer.source(node), *_clip_ends(writer, node)])
     else:
         writer.made[node.name] = writer.clip(writer.source(node), node, node.activation)
 
 
 def _clip_ends(writer: _Writer, node: Relu) -> list[str]:
-    """0 and, for a clipped ReLU, its upper end, as the real values of integers."""
-    assert node.quant is not None
-    low, high = integer_bounds(node)
-    scale, zero = np.float32(node.quant.scale), node.quant.zero_point
-    ends = [writer.constant(f"{node.name}/low", np.array((low - zero) * scale, np.float32))]
+    """0 and, for a clipped ReLU, its upper end; quantizing rounds it as integer_bounds does."""
+    ends = [writer.constant(f"{node.name}/low", np.array(0, np.float32))]
     if node.activation.limit is not None:
-        ends.append(writer.constant(f"{node.name}/high", np.array((high - zero) * scale, np.float32)))
+        ends.append(writer.constant(f"{node.name}/high", np.array(node.activation.limit, np.float32)))
     return ends
 
 

@@ -21,7 +21,7 @@ from edge_resnet.graph import nodes as g
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.streams import moves_integers
 
-__all__ = ["GraphBuilder", "WindowPadding"]
+__all__ = ["GraphBuilder", "WindowPadding", "check_finite"]
 
 Array = NDArray[Any]
 WindowPadding = g.Padding | str
@@ -56,8 +56,14 @@ class GraphBuilder:
         return replace(self.add(g.Input, "image", shape=shape), axes=self._layout)
 
     def quantized(self, value: Value, quant: g.QuantParams) -> Value:
-        """The value in integers of these parameters; asked again, they must be the same."""
-        if self.keep_integers and self.quants.setdefault(value.node, quant) != quant:
+        """The value in integers of these parameters; asked again, they must be the same.
+
+        As floats, what is left is that integers which begin at 0 cut off what is below: converters leave out
+        the ReLU in front of them.
+        """
+        if not self.keep_integers:
+            return self.relu(f"{value.node}/cut", value) if quant.zero_point == -128 else value
+        if self.quants.setdefault(value.node, quant) != quant:
             raise GraphError("a tensor that is quantized again, with other parameters")
         return value
 
@@ -369,7 +375,8 @@ class GraphBuilder:
         large = {axis for axis in over if x.size[axis] != 1}
         spatial = {axis for axis in (2, 3) if x.size[axis] != 1}
         value = x
-        if large:
+        # An average of one position may still have parameters of its own.
+        if large or (self.quants and over == {2, 3} and len(self._shapes[x.node]) == 3):
             if large != spatial or 0 in over:
                 raise GraphError("a mean over other axes than rows and columns")
             value = replace(self.add(g.GlobalAvgPool, name, x.node), axes=x.axes)
@@ -470,6 +477,18 @@ def _weights(weight: Array, bias: Array | None) -> g.FloatWeights:
     weight = np.array(weight, np.float32, order="C")  # a copy: a file's bytes are not ours to keep
     bias = np.zeros(len(weight), np.float32) if bias is None else np.array(bias, np.float32).reshape(-1)
     return g.FloatWeights(weight, bias)
+
+
+def check_finite(graph: Graph) -> None:
+    """Raises GraphError that names the first layer of which a number is none."""
+    for node in graph.nodes:
+        arrays: list[Array] = []
+        if isinstance(node, g.Conv | g.Linear) and isinstance(node.weights, g.FloatWeights):
+            arrays = [node.weights.weight, node.weights.bias]
+        elif isinstance(node, g.BatchNorm):
+            arrays = [node.scale, node.shift]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise GraphError(f"layer {node.name!r} holds NaN or infinite values; training diverged there")
 
 
 def _with_weight(weights: g.Weights, weight: Any) -> g.Weights:

@@ -24,11 +24,12 @@ from edge_resnet.graph.nodes import (
 from edge_resnet.graph.passes import simplify
 from edge_resnet.graph.streams import moves_integers
 
-__all__ = ["IntegerConstant", "finish_integers", "integer_weights"]
+__all__ = ["IntegerConstant", "are_bytes", "finish_integers", "integer_weights"]
 
 Array = NDArray[Any]
 # How far a bias' own scale may be from input scale * weight scale, which float32 products differ by.
 _SAME_SCALE = 1e-5
+_HALF_STEP = 0.51
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,14 +122,22 @@ def finish_integers(graph: Graph, origin: str) -> Graph:
 
 
 def _bytes_as_integers(graph: Graph) -> Graph:
-    """Without the Normalize, where its integers are the image's bytes: q = byte - 128 in all channels."""
+    """Without the Normalize, where its integers are the image's bytes in all channels: q = byte - 128."""
     for node in graph.nodes:
         if isinstance(node, Normalize) and node.quant is not None and node.inputs == (graph.input.name,):
-            grey = node.quant.zero_point + 128
-            step = 1 / (node.std.astype(np.float64) * node.quant.scale)
-            if np.allclose(step, 1, rtol=1e-6, atol=0) and np.allclose(node.mean, grey, rtol=0, atol=1e-3):
+            ends = np.array([[0.0], [255.0]])
+            wanted = (ends - node.mean) / node.std / node.quant.scale
+            if are_bytes(wanted, ends, node.quant):
                 return _without_normalize(graph, node)
     return graph
+
+
+def are_bytes(steps: Array, ends: Array, quant: QuantParams) -> bool:
+    """Whether the steps from zero to which the image's darkest and brightest byte go are the bytes' own.
+
+    Within half a step: 127.5, the middle of a byte, is a zero point of its own in many a training script.
+    """
+    return bool(np.abs(steps + quant.zero_point + 128 - ends).max() <= _HALF_STEP)
 
 
 def _without_normalize(graph: Graph, normalize: Node) -> Graph:

@@ -108,8 +108,10 @@ def _tflite(path: Path, output: str | None, keep_integers: bool) -> FileModel:
 
 def _keras(path: Path, output: str | None, keep_integers: bool) -> FileModel:
     from edge_resnet.frontends.keras import declared_size, read_keras
+    from edge_resnet.frontends.keras_archive import check_keras_archive
     from edge_resnet.runners.source_keras import GraphRunner, SourceKerasRunner
 
+    check_keras_archive(path)  # before anything else is said of it
     name, size = _name_of(path), declared_size(path)
     read: dict[Preprocess, Graph] = {}  # TensorFlow takes seconds to start: once is enough
 

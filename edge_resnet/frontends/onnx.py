@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
-from edge_resnet.frontends.builder import GraphBuilder
+from edge_resnet.frontends.builder import GraphBuilder, check_finite
 from edge_resnet.frontends.integers import IntegerConstant, finish_integers
 from edge_resnet.frontends.onnx_constants import FOLDED, evaluate
 from edge_resnet.frontends.onnx_file import load_onnx
@@ -82,9 +82,8 @@ def open_onnx(path: Path, output: str | None = None) -> OnnxSource:
     kind = source.type.tensor_type.elem_type
     sizes = [d.dim_value if d.HasField("dim_value") else 0 for d in source.type.tensor_type.shape.dim]
     if len(sizes) != 4 or kind not in (*_FLOATS, TensorProto.UINT8):
-        what = (
-            helper.tensor_dtype_to_string(kind).removeprefix("TensorProto.").lower() if kind else "no tensor"
-        )
+        known = {number: name.lower() for name, number in TensorProto.DataType.items()}
+        what = known.get(kind, f"type {kind}") if kind else "no tensor"
         raise InputError(f"{path}: input {source.name!r} is {what} {sizes}, not an image [N, 3, H, W]")
     last = sizes[1] != 3 and sizes[3] == 3
     if not last and sizes[1] not in (0, 3):
@@ -140,6 +139,7 @@ class _Importer:
             raise InputError(f"{self.source.path}: the output does not depend on the image")
         try:
             graph = self.builder.graph(output)
+            check_finite(graph)
         except GraphError as error:
             raise InputError(f"{self.source.path}: {error}") from None
         return finish_integers(graph, str(self.source.path)) if self.builder.quants else graph
@@ -179,6 +179,8 @@ class _Importer:
                 results = self._compute(node, inputs, attributes)
         except GraphError as error:
             raise self._unsupported(node, str(error)) from None
+        except (IndexError, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+            raise self._unsupported(node, f"damaged: {type(error).__name__}: {str(error)[:200]}") from error
         self.made.update(zip(node.output, results, strict=False))
 
     def _constants(
@@ -202,7 +204,8 @@ class _Importer:
             raise GraphError("")
         outputs = sum(bool(name) for name in node.output)
         call = OnnxCall(self.builder, self._name(node), tuple(inputs), dict(attributes), outputs, self.opset)
-        result = function(call)
+        with np.errstate(all="ignore"):  # what is not finite is refused
+            result = function(call)
         return result if isinstance(result, list) else [result]
 
     def _name(self, node: onnx.NodeProto) -> str:
@@ -211,7 +214,7 @@ class _Importer:
             layer, dot, kind = name.rpartition(".")
             if dot and kind in ("weight", "gamma", "kernel") and layer:
                 return str(layer)
-        name = str(node.name or node.output[0])
+        name = str(node.name or node.output[0]).removesuffix(f":{node.op_type}")  # as our own files say it
         parts = [part for part in name.split("/") if part]
         if len(parts) > 1 and parts[-1].startswith(node.op_type):
             parts.pop()

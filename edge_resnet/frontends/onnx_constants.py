@@ -72,7 +72,9 @@ def _check_size(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> None:
             size = int(min(abs((stop - start) / step), 1e18)) if step else 0
         elif kind == "Gather" and len(given) == 2:
             size = given[0].size * max(1, given[1].size)
-        elif kind not in ("Concat", "Reshape", "Slice") and len(given) > 1:
+        elif kind == "Concat":
+            size = sum(value.size for value in given)
+        elif kind not in ("Reshape", "Slice") and len(given) > 1:
             size = max(size, _elementwise(given))
     if size > _LARGEST:
         raise GraphError(f"a constant of {size:,} elements")

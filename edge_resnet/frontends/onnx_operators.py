@@ -303,7 +303,7 @@ def _slice(call: OnnxCall) -> Value:
 
 def _split(call: OnnxCall) -> list[Value]:
     value, axis = call.value(), int(call.get("axis", 0))
-    total, sizes = value.shape[axis], call.numbers("split", 1)
+    total, sizes = value.size[value.axis(axis)], call.numbers("split", 1)
     if sizes is None:
         size = -(-total // call.outputs)
         sizes = [min(size, total - size * i) for i in range(call.outputs)]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
-from edge_resnet.frontends.builder import GraphBuilder
-from edge_resnet.frontends.integers import IntegerConstant, finish_integers
+from edge_resnet.frontends.builder import GraphBuilder, check_finite
+from edge_resnet.frontends.integers import IntegerConstant, are_bytes, finish_integers
 from edge_resnet.frontends.tflite_file import TfliteFile, load_tflite
 from edge_resnet.frontends.tflite_operators import OPERATORS, TfliteCall
 from edge_resnet.frontends.values import Value
@@ -48,12 +48,12 @@ class TfliteSource:
         return self.file.dtype(self.input) == "uint8" and self.quant is None
 
     def as_declared(self, mean: Sequence[float], std: Sequence[float]) -> bool:
-        """Whether the image's bytes are the input's integers."""
-        declared = self.declared
-        return self.quant is not None and bool(
-            np.allclose(mean, declared["mean"], rtol=1e-4, atol=1e-6)
-            and np.allclose(std, declared["std"], rtol=1e-4, atol=0)
-        )
+        """Whether the image's bytes are the input's integers, but for the rounding of a tie."""
+        if self.quant is None:
+            return False
+        ends = np.array([[0.0], [255.0]])
+        wanted = (ends / 255 - np.asarray(mean)) / np.asarray(std) / self.quant.scale
+        return are_bytes(wanted, ends, self.quant)
 
     def graph(
         self,
@@ -129,7 +129,7 @@ class _Importer:
         else:
             image = self.builder.image(shape, mean, std)
         if source.quant is not None:
-            self.builder.quantized(image, source.quant)
+            image = self.builder.quantized(image, source.quant)
         self.made[source.input] = image
         for operator in self.file.operators:
             self._import(operator)
@@ -138,6 +138,7 @@ class _Importer:
             raise InputError(f"{path}: the output does not depend on the image")
         try:
             graph = self.builder.graph(output)
+            check_finite(graph)
         except GraphError as error:
             raise InputError(f"{path}: {error}") from None
         return finish_integers(graph, str(path)) if self.builder.quants else graph
@@ -156,10 +157,11 @@ class _Importer:
             if kind not in OPERATORS or len(outputs) != 1:
                 raise GraphError("")
             call = TfliteCall(self.builder, self._name(outputs[0]), tuple(inputs), operator.builtinOptions)
-            value = OPERATORS[kind](call)
+            with np.errstate(all="ignore"):  # what is not finite is refused
+                value = OPERATORS[kind](call)
             quant = self.file.quant(outputs[0])
             if quant is not None and not value.softmax:
-                self.builder.quantized(value, quant)
+                value = self.builder.quantized(value, quant)
             self.made[outputs[0]] = value
         except GraphError as error:
             raise self._unsupported(kind, outputs, str(error)) from None

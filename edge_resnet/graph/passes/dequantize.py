@@ -1,7 +1,8 @@
 """A graph of integers in floats again.
 
 Rules: integer weights become weight * scale and bias * (input scale * scale); parameters of tensors go. An
-input whose bytes are its integers gets the Normalize node that says the same.
+input whose bytes are its integers gets the Normalize node that says the same. Integers that begin at 0 cut
+off what is below, so a sum without an activation gets a ReLU.
 """
 
 from __future__ import annotations
@@ -11,7 +12,17 @@ from dataclasses import replace
 import numpy as np
 
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.nodes import Conv, FloatWeights, Input, IntWeights, Linear, Node, Normalize
+from edge_resnet.graph.nodes import (
+    Activation,
+    Add,
+    Conv,
+    FloatWeights,
+    Input,
+    IntWeights,
+    Linear,
+    Node,
+    Normalize,
+)
 
 __all__ = ["dequantized"]
 
@@ -28,12 +39,20 @@ def dequantized(graph: Graph) -> Graph:
             source = graph.by_name[node.inputs[0]].quant
             assert source is not None
             weights = _real(node.weights, source.scale)
-            nodes.append(replace(node, inputs=inputs, quant=None, weights=weights))
+            plain: Node = replace(node, inputs=inputs, quant=None, weights=weights)
         else:
-            nodes.append(replace(node, inputs=inputs, quant=None))
+            plain = replace(node, inputs=inputs, quant=None)
+        nodes.append(_cut(plain, node))
         if isinstance(node, Input) and normalized is not None:
             nodes.append(normalized)
     return graph.with_nodes(nodes)
+
+
+def _cut(plain: Node, node: Node) -> Node:
+    begins_at_zero = node.quant is not None and node.quant.zero_point == -128
+    if begins_at_zero and isinstance(plain, Conv | Linear | Add) and plain.activation is Activation.NONE:
+        return replace(plain, activation=Activation.RELU)
+    return plain
 
 
 def _real(weights: IntWeights, input_scale: float) -> FloatWeights:
