@@ -154,6 +154,9 @@ class _Loop:
         self._module, self._preprocess, self._settings = module, preprocess, settings
         self._rng, self._device = rng, device
         self._steps, self._done = max(steps, 1), 0
+        self._low = settings.precision == "bfloat16" and not _strides_over_one_pixel(
+            module, preprocess, device
+        )
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if not parameters:
             raise InputError("the model has no parameters to train")
@@ -201,8 +204,7 @@ class _Loop:
 
     def _logits(self, images: Tensor, labels: NDArray[np.int64]) -> Tensor:
         """float32 [N, classes]: the loss is computed in float32, whatever the arithmetic of the layers."""
-        low = self._settings.precision == "bfloat16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
             logits = self._module(images)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] <= labels.max():
             answer = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -211,6 +213,31 @@ class _Loop:
                 f"{labels.max()}: training needs one logit for each class"
             )
         return logits.float()
+
+
+def _strides_over_one_pixel(module: nn.Module, preprocess: Preprocess, device: torch.device) -> bool:
+    """Whether a strided convolution sees an image of one pixel: such a model is trained in float32.
+
+    The gradient of its weights in bfloat16 is computed from memory that was never written (oneDNN in torch
+    2.13; seen with a 3x3 convolution of stride 2 on 1x1, and with no larger image).
+    """
+    found: list[bool] = []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        found.append(max(layer.stride) > 1 and max(inputs[0].shape[2:]) == 1)
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    handles = [layer.register_forward_pre_hook(look) for layer in layers]
+    training = module.training
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, 3, *preprocess.size, device=device))
+    finally:
+        module.train(training)
+        for handle in handles:
+            handle.remove()
+    return any(found)
 
 
 def one_cycle(done: float, warmup: float) -> float:
