@@ -1,22 +1,26 @@
 """Which models of the family come in, go out in every format, and are the same to the bit?
 
 All ResNets, ResNeXts, wide ResNets and RegNets of torchvision and timm (and timm's relatives: pre-activation,
-Res2Net, SK, ResNeSt, CSP, legacy SE), with seeded random weights and batch-norm statistics of the pictures,
-at 64x64. For each: import, float agreement with torch, int8 on the reference executor, LiteRT, ONNX Runtime and
+Res2Net, SK, ResNeSt, CSP, legacy SE), with seeded random weights and the pictures' batch-norm statistics, at
+64x64. For each: import, float agreement with torch, int8 on the reference executor, LiteRT, ONNX Runtime and
 the MIL evaluator, ranges read back. Each model runs in a process of its own; results are kept, so that a run
 that was cut off goes on where it was.
 
-    python -m benchmarks.coverage                     everything (about two hours)
+    python -m benchmarks.coverage                     everything (about an hour and a half)
     python -m benchmarks.coverage timm:resnet18 ...   these
+    python -m benchmarks.coverage --table             the results as the table of docs/models.md
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,9 @@ PARTIAL = record.RESULTS / "coverage"
 def main() -> None:
     if sys.argv[1:2] == ["--one"]:
         print(json.dumps(_row(sys.argv[2])))
+        return
+    if sys.argv[1:2] == ["--table"]:
+        print(_table(json.loads(PARTIAL.with_suffix(".json").read_text())["models"]))
         return
     names = sys.argv[1:] or _names()
     rows = json.loads(PARTIAL.with_suffix(".json").read_text())["models"] if _resumes() else {}
@@ -89,6 +96,80 @@ def _verdict(row: dict[str, Any]) -> str:
     if "skipped" in row:
         return f"skipped: {row['skipped']}"
     return "passes" if row.get("passes") else f"FAILS: {row.get('reason')}"
+
+
+# The family of a model by its name; the first that fits.
+FAMILIES = (
+    ("RegNetZ and -V (SE, inverted, SiLU)", r"regnet[zv]"),
+    ("RegNet X and Y (Y with SE)", r"regnet"),
+    ("SK (selective kernel)", r"sk"),
+    ("ResNeSt (split attention)", r"resnest"),
+    ("Res2Net, Res2NeXt", r"res2ne"),
+    ("CSP, DarkNet", r"(se)?(cs|dark)|cspresne"),
+    ("pre-activation (v2)", r"resnetv2"),
+    ("anti-aliased (blur, AA)", r".*(aa|blur)"),
+    ("ECA", r"eca"),
+    ("SE, SENet", r"(legacy_)?se"),
+    ("-RS (SE, -T stem)", r"resnetrs"),
+    ("wide", r"wide"),
+    ("ResNeXt (grouped)", r"resnext"),
+    ("-C, -D, -S, -T stems and shortcuts", r"resnet\d+[cdst]"),
+    ("standard and bottleneck", r".*resnet"),
+)
+
+
+def _table(rows: dict[str, Any]) -> str:
+    """Markdown: a line a family, with how many of its models pass where, and why the others do not."""
+    lines = [
+        "| family | models | float | tflite-int8 | onnx-int8 | coreml-int8 (emulated) | same to the bit "
+        "| why not |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[str, dict[str, Any]] = {family: {} for family, _ in FAMILIES}
+    for name, row in rows.items():
+        if "skipped" not in row:
+            bare = name.partition(":")[2]
+            family = next(label for label, pattern in FAMILIES if re.match(pattern, bare))
+            groups[family][name] = row
+    for family, members in groups.items():
+        if members:
+            lines.append(_line(family, members))
+    return "\n".join(lines)
+
+
+def _line(family: str, members: dict[str, Any]) -> str:
+    def count(holds: Callable[[dict[str, Any]], bool]) -> str:
+        number = sum(holds(row) for row in members.values())
+        return "✓" if number == len(members) else f"{number} of {len(members)}"
+
+    def target(name: str) -> str:
+        return count(
+            lambda row: (
+                name in row
+                and row[name]["ranges"][0] == row[name]["ranges"][1]
+                and name not in row.get("reason", "")
+            )
+        )
+
+    reasons = Counter(_short(row["reason"]) for row in members.values() if not row.get("passes"))
+    why = "; ".join(f"{reason} ({number})" for reason, number in reasons.items())
+    cells = (
+        family,
+        str(len(members)),
+        count(lambda row: row.get("float difference", 1) < 1e-3),
+        *map(target, TARGETS),
+        count(lambda row: bool(row.get("identical"))),
+        why,
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _short(reason: str) -> str:
+    """The operator of a refusal, without the file and line of the model that was tried."""
+    found = re.search(r"operator (\S+?):? .*?is not supported|operator (\S+?): (.*?) in module", reason)
+    if found is None:
+        return reason[:80]
+    return f"{found[1] or found[2]}" + (f": {found[3]}" if found[3] else "")
 
 
 def _in_process(name: str) -> dict[str, Any]:

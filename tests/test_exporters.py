@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_resnet.compression.average_scale import tie_free_scale
+from edge_resnet.compression.rounding_ties import tie_free_scale
 from edge_resnet.errors import GraphError, VerificationError
 from edge_resnet.export.coreml import write_coreml
 from edge_resnet.export.onnx import onnx_bytes
@@ -67,7 +67,7 @@ def test_logits_are_identical_on_all_cpu_runtimes(
 
 @pytest.mark.parametrize("seed", [10_000_851, 10_002_286, 10_004_275, 10_005_140])
 def test_averages_near_a_tie(tmp_path: Path, seed: int) -> None:
-    """Graphs whose averages once fell on rounding ties, where the runtimes differ (average_scale.py)."""
+    """Graphs whose averages once fell on rounding ties, where the runtimes differ (rounding_ties.py)."""
     graph = quantized(random_graph(seed, seed % 6), seed)
     pixels = random_pixels(graph, 4, seed)
     path = _file(tmp_path, "g.tflite", tflite_bytes(graph))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import edge_resnet.compression.average_scale
+import edge_resnet.compression.rounding_ties
 import edge_resnet.graph.graph
 from edge_resnet.errors import GraphError
 from edge_resnet.graph import nodes as g
@@ -29,7 +29,7 @@ def _write(files: dict[str, bytes], folder: Path) -> None:
 
 
 def test_docstring_examples() -> None:
-    for module in (edge_resnet.graph.graph, edge_resnet.compression.average_scale):
+    for module in (edge_resnet.graph.graph, edge_resnet.compression.rounding_ties):
         results = doctest.testmod(module)
         assert results.attempted > 0
         assert results.failed == 0

@@ -9,7 +9,8 @@ What decides, in this order:
                      power of two and the product has no rounding but the last, on every runtime.
   stream             tensors that a residual sum connects have one scale: the largest that any of them needs.
   clipped            behind a RELU6 the largest scale at which 127 still means at most 6.
-  global average     enlarged a little until no sum comes near a rounding tie (average_scale.py).
+  rounding ties      the scales of global averages and of what sigmoids read are enlarged a little until no
+                     value comes near one (rounding_ties.py).
 
 All scales are exact in float16, at least MIN_SCALE.
 """
@@ -21,8 +22,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_resnet.compression.average_scale import tie_free_scale
 from edge_resnet.compression.calibrate import Ranges
+from edge_resnet.compression.rounding_ties import is_sigmoid_tie_free, tie_free_scale
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Activation, GlobalAvgPool, Mul, Node, Sigmoid
@@ -35,6 +36,8 @@ __all__ = ["GATE_SCALE", "MIN_SCALE", "snap_scale", "tensor_scales"]
 MIN_SCALE = 2.0**-14
 GATE_SCALE = 2.0**-8
 
+# About one scale in twenty has a table with such an entry, so this many are never needed.
+_MOST_STEPS = 256
 _Groups = list[tuple[str, ...]]
 
 
@@ -107,15 +110,31 @@ def _cluster_scales(graph: Graph, cluster: _Groups, needed: dict[str, float]) ->
         clip = _clip_scale(graph, cluster[0], wanted[0])
         if clip is not None:
             return [clip]
-        if not _is_gate(graph, cluster[0]):
-            return [float(snap_scale(wanted[0]))]
     mantissa = 1.0
     if not any(fixed) and not any(_is_gate(graph, group) for group in cluster):
         mantissa = _best_mantissa(wanted)
+        before_sigmoids = [
+            scale for group, scale in zip(cluster, wanted, strict=True) if _feeds_sigmoid(graph, group)
+        ]
+        mantissa = _tie_free_mantissa(mantissa, before_sigmoids)
     return [
         given if given is not None else _at_mantissa(scale, mantissa)
         for given, scale in zip(fixed, wanted, strict=True)
     ]
+
+
+def _feeds_sigmoid(graph: Graph, group: tuple[str, ...]) -> bool:
+    return any(isinstance(reader, Sigmoid) for name in group for reader in graph.consumers[name])
+
+
+def _tie_free_mantissa(mantissa: float, wanted: Sequence[float]) -> float:
+    """The next mantissa at which no sigmoid's table has an entry near a tie."""
+    candidate = np.float16(mantissa)
+    for _ in range(_MOST_STEPS):
+        if all(is_sigmoid_tie_free(_at_mantissa(scale, float(candidate))) for scale in wanted):
+            return float(candidate)
+        candidate = np.nextafter(candidate, np.float16(np.inf))
+    return mantissa
 
 
 def _fixed(graph: Graph, group: tuple[str, ...]) -> float | None:

@@ -2,7 +2,7 @@
 
 Rule: GlobalAvgPool over more than 160 positions becomes an AvgPool whose window divides the image, then a
 GlobalAvgPool over the windows. A scale at which no sum comes near a rounding tie exists for few positions
-only (see compression/average_scale.py); the first step becomes a convolution, which has no such need.
+only (see compression/rounding_ties.py); the first step becomes a convolution, which has no such need.
 """
 
 from __future__ import annotations
