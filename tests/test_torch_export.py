@@ -110,10 +110,10 @@ def test_an_unknown_operator_is_named_with_its_place() -> None:
         ),
         (lambda: nn.MaxPool2d(2, dilation=2), "max pooling with dilation"),
         (lambda: nn.ReplicationPad2d(1), "not supported"),
-        (lambda: nn.Softmax2d(), "a softmax over other axes"),
+        (nn.Softmax2d, "a softmax over other axes"),
         (lambda: nn.GroupNorm(1, 3), "group_norm"),
-        (lambda: nn.LeakyReLU(), "leaky_relu"),
-        (lambda: nn.Hardtanh(), r"a clip to \[-1.0, 1.0\]"),
+        (nn.LeakyReLU, "leaky_relu"),
+        (nn.Hardtanh, r"a clip to \[-1.0, 1.0\]"),
         (lambda: nn.AdaptiveAvgPool2d(5), "adaptive average pooling from 16x16 to 5x5"),
     ],
 )
