@@ -223,7 +223,8 @@ class _Importer:
     def _unsupported(self, node: onnx.NodeProto, why: str) -> UnsupportedOperatorError:
         kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         name = node.name or (node.output[0] if node.output else "")
-        if why and self.builder.quants:
+        quantizes = node.op_type == "QuantizeLinear" and self.builder.keep_integers
+        if why and (self.builder.quants or quantizes):
             why += "; --requantize chooses new integers"
         return UnsupportedOperatorError(
             f"{self.source.path}: operator {kind} of node {name!r} is not supported{': ' if why else ''}{why}"

@@ -23,13 +23,17 @@ __all__ = ["INTEGER_OPERATORS", "dequantized_constant"]
 Array = NDArray[Any]
 
 
-def parameters(scale: Array | None, zero: Array | None) -> g.QuantParams:
-    """Of an activation: 8 bit, one scale for the tensor."""
+def _parameters(call: OnnxCall, at: int) -> g.QuantParams:
+    """Of an activation, from inputs `at` and the next: 8 bit, one scale for the tensor."""
+    scale, zero = call.maybe(at), call.maybe(at + 1)
     if scale is None:
         raise GraphError("no scale")
     if np.size(scale) != 1 or (zero is not None and np.size(zero) != 1):
         raise GraphError("per-channel parameters of an activation")
     number = np.zeros((), np.uint8) if zero is None else np.asarray(zero).reshape(())
+    if not call.builder.keep_integers and number.dtype in (np.int16, np.uint16):
+        lowest = int(number) == np.iinfo(number.dtype).min  # as floats, only what they cut off counts
+        return g.QuantParams(float(np.float32(np.asarray(scale).reshape(()))), -128 if lowest else 0)
     if number.dtype not in (np.int8, np.uint8):
         raise GraphError(f"activations of type {number.dtype.name}; 8 bit can be carried")
     offset = 128 if number.dtype == np.uint8 else 0
@@ -48,12 +52,12 @@ def dequantized_constant(inputs: Sequence[Any], axis: int) -> IntegerConstant:
 
 
 def _quantize(call: OnnxCall) -> Value:
-    return call.builder.quantized(call.value(), parameters(call.maybe(1), call.maybe(2)))
+    return call.builder.quantized(call.value(), _parameters(call, 1))
 
 
 def _check(call: OnnxCall, at: int) -> Value:
     """A tensor with its scale and zero point behind it, as QOperator's nodes list them."""
-    return call.builder.quantized(call.value(at), parameters(call.maybe(at + 1), call.maybe(at + 2)))
+    return call.builder.quantized(call.value(at), _parameters(call, at + 1))
 
 
 def _weight(call: OnnxCall, at: int, axis: int) -> IntegerConstant:
@@ -70,7 +74,7 @@ def _weight(call: OnnxCall, at: int, axis: int) -> IntegerConstant:
 
 def _made(call: OnnxCall, value: Value, at: int) -> Value:
     """The result, with the parameters that the node lists for it."""
-    return call.builder.quantized(value, parameters(call.maybe(at), call.maybe(at + 1)))
+    return call.builder.quantized(value, _parameters(call, at))
 
 
 def _bias(call: OnnxCall, at: int, weight: IntegerConstant) -> IntegerConstant | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.nodes import Conv, Flatten, IntWeights, Linear, Node
+from edge_resnet.graph.nodes import Conv, Flatten, Input, IntWeights, Linear, Node, Normalize
 from edge_resnet.verify.contents import ArtifactContents, StoredWeights
 
 __all__ = ["RangeCheck", "compare_ranges"]
@@ -40,8 +40,7 @@ def compare_ranges(graph: Graph, contents: ArtifactContents) -> RangeCheck:
             mismatches.append(problem)
 
     for node in graph.nodes:
-        # Not every format needs a tensor of its own for a Flatten; its parameters are its input's.
-        if not (isinstance(node, Flatten) and node.name not in contents.activations):
+        if node.name in contents.activations or not _may_lack_integers(node, graph):
             check(_activation_problem(node, contents))
         if isinstance(node, Conv | Linear):
             for problem in _weight_problems(node, graph, contents.weights.get(node.name)):
@@ -50,6 +49,13 @@ def compare_ranges(graph: Graph, contents: ArtifactContents) -> RangeCheck:
     for name in sorted(unknown):
         check(f"{name}: not in the graph")
     return RangeCheck(checked, tuple(mismatches))
+
+
+def _may_lack_integers(node: Node, graph: Graph) -> bool:
+    """A Flatten needs no tensor of its own; an image that is normalized in float may be floats already."""
+    readers = graph.consumers[node.name]
+    normalized = isinstance(node, Input) and all(isinstance(reader, Normalize) for reader in readers)
+    return isinstance(node, Flatten) or normalized
 
 
 def _activation_problem(node: Node, contents: ArtifactContents) -> str:
