@@ -145,7 +145,7 @@ def _pt2(path: Path, output: str | None, keep_integers: bool) -> FileModel:
         preprocess_defaults={"size": program.input_shape[2:]},
         notes=(),
         read=lambda p: graph_from_program(program.program, name, p.mean, p.std, output=output),
-        run=lambda p: TorchModuleRunner(program.module, p),
+        run=lambda p: TorchModuleRunner(program.classifier(output), p),
     )
 
 

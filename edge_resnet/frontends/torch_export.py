@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
-from edge_resnet.frontends.builder import GraphBuilder
+from edge_resnet.frontends.builder import GraphBuilder, check_finite
 from edge_resnet.frontends.torch_operators import OPERATORS, Call
 from edge_resnet.frontends.values import Value
 from edge_resnet.graph.graph import Graph
@@ -146,7 +146,9 @@ class _Importer:
         if not isinstance(value, Value):
             raise InputError(f"{self.name}: the output does not depend on the image")
         try:
-            return self.builder.graph(value, labels)
+            graph = self.builder.graph(value, labels)
+            check_finite(graph)
+            return graph
         except GraphError as error:
             raise InputError(f"{self.name}: the output: {error}") from None
 

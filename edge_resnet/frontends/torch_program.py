@@ -49,6 +49,30 @@ class TorchProgram:
     module: nn.Module
     input_shape: tuple[int, ...]
 
+    def classifier(self, output: str | None) -> nn.Module:
+        """An ordinary module for any number of images; `output` is the name or number of one of several."""
+        names = [str(name) for name in self.program.graph_signature.user_outputs]
+        number = names.index(output) if output in names else int(output) if output and output.isdigit() else 0
+        return _Classifier(self.module, self.input_shape[0], number)
+
+
+class _Classifier(nn.Module):
+    """The exported module refuses eval(), and one of a fixed batch takes that many images alone."""
+
+    def __init__(self, program: nn.Module, batch: int, output: int) -> None:
+        super().__init__()
+        self._call, self._batch, self._output = program.forward, batch, output  # no submodule, so no eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images, count = images.contiguous(), len(images)
+        missing = -count % self._batch
+        images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])]) if missing else images
+        answers = []
+        for start in range(0, len(images), self._batch):
+            answer = self._call(images[start : start + self._batch])
+            answers.append(answer[self._output] if isinstance(answer, list | tuple) else answer)
+        return torch.cat(answers)[:count]
+
 
 def load_program(path: Path) -> TorchProgram:
     """Load the archive. Raises InputError: damaged, of an older format, with objects or code in it."""
