@@ -11,9 +11,9 @@ from edge_resnet.compression.calibrate import calibrate
 from edge_resnet.compression.quantize import quantize
 from edge_resnet.data.images import ImageSplit, open_images
 from edge_resnet.data.preprocess import Preprocess
-from edge_resnet.frontends.sources import open_model, resolve_preprocess
+from edge_resnet.frontends.sources import import_graph, open_model, resolve_preprocess
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.passes import lower_for_integers, simplify
+from edge_resnet.graph.passes import lower_for_integers
 
 SEED = 0
 
@@ -22,7 +22,7 @@ def floating(name: str, weights: Path | None = None) -> tuple[Graph, Preprocess]
     """The simplified float graph of a model (random weights, seed 0, where none are given)."""
     loaded = open_model(name, weights, None, SEED)
     preprocess = resolve_preprocess(loaded.preprocess_defaults, {})
-    return simplify(loaded.graph(preprocess)), preprocess
+    return import_graph(loaded, preprocess), preprocess
 
 
 def integers(graph: Graph, pixels: np.ndarray) -> Graph:

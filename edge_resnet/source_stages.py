@@ -12,10 +12,10 @@ import numpy as np
 from edge_resnet.data.images import open_images
 from edge_resnet.errors import InputError
 from edge_resnet.files import sha256_of
-from edge_resnet.frontends.sources import open_model, resolve_preprocess
+from edge_resnet.frontends.sources import import_graph, open_model, resolve_preprocess
 from edge_resnet.frontends.torch_models import TorchModel
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.passes import dequantized, simplify
+from edge_resnet.graph.passes import dequantized
 from edge_resnet.progress import Progress
 from edge_resnet.recipe import Recipe
 from edge_resnet.run import Run, StageTime
@@ -78,7 +78,7 @@ def train_source(run: Run, work: Path) -> None:
         return
     if not isinstance(run.model, TorchModel):
         raise InputError(f"{run.model.source}: only torch models are trained; leave train.epochs at 0")
-    _check_classes(run, simplify(run.model.graph(run.preprocess)))  # before hours of training, not after
+    _check_classes(run, import_graph(run.model, run.preprocess))  # before hours of training, not after
     with run.stage("train", settings.epochs * len(split)) as advance:
         record = train(
             run.model.module,
@@ -105,9 +105,9 @@ def import_source(run: Run) -> None:
     """
     with run.stage("import"):
         run.baseline = run.model.runner(run.preprocess)
-        graph = run.model.graph(run.preprocess)
+        graph = import_graph(run.model, run.preprocess)
         _check_classes(run, graph)
-        graph = simplify(Graph(graph.name, graph.nodes, run.images.classes))
+        graph = Graph(graph.name, graph.nodes, run.images.classes)
         run.import_check = check_import(
             run.model.name,
             graph,

@@ -17,10 +17,11 @@ import torch
 from edge_resnet.compression.train import train
 from edge_resnet.data.images import open_images
 from edge_resnet.data.preprocess import Preprocess
-from edge_resnet.errors import VerificationError
+from edge_resnet.errors import InputError, VerificationError
 from edge_resnet.files import sha256_of
-from edge_resnet.frontends.sources import open_model, resolve_preprocess
+from edge_resnet.frontends.sources import import_graph, open_model, resolve_preprocess
 from edge_resnet.frontends.torch_export import graph_from_module
+from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.nodes import Conv, FloatWeights
 from edge_resnet.models.cifar_resnet import CifarResNet
 from edge_resnet.recipe import Train
@@ -141,6 +142,22 @@ def test_another_function_is_no_import(small_module: torch.nn.Module) -> None:
     other = graph_from_module(small_module, "m", (32, 32), MEAN, STD)
     with pytest.raises(VerificationError, match="answers 10 values, the imported graph 3"):
         check_import("demo", other, model.checker(preprocess), pixels)
+
+
+def test_a_model_that_takes_blue_first() -> None:
+    """The graph takes RGB all the same: it is the model with its input channels turned round."""
+    model = open_model("demo", None, None, 0)
+    values = {"size": 32, "mean": (0.3, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+    graphs = {}
+    for channels in ("rgb", "bgr"):
+        preprocess = Preprocess.from_json({**values, "channels": channels})
+        graphs[channels] = import_graph(model, preprocess)
+        pixels = random_images(graphs[channels])
+        assert check_import("demo", graphs[channels], model.checker(preprocess), pixels).relative < 1e-5
+    answers = [FloatExecutor(graph).run(pixels) for graph in graphs.values()]
+    assert np.abs(answers[0] - answers[1]).max() > 0.01 * np.ptp(answers[0])
+    with pytest.raises(InputError, match="choose one of rgb, bgr"):
+        Preprocess.from_json({**values, "channels": "grb"})
 
 
 def test_inspect_says_what_a_model_is(

@@ -66,9 +66,8 @@ def _model_document(
     from dataclasses import asdict
 
     from edge_resnet.compression.risks import quantization_risks
-    from edge_resnet.frontends.sources import open_model, resolve_preprocess
+    from edge_resnet.frontends.sources import import_graph, open_model, resolve_preprocess
     from edge_resnet.graph.family import family
-    from edge_resnet.graph.passes import simplify
     from edge_resnet.recipe import load_recipe
     from edge_resnet.verify.import_check import check_import, random_images
     from edge_resnet.verify.trial import refusals
@@ -78,7 +77,7 @@ def _model_document(
     preprocess = resolve_preprocess(
         _assumed(opened.preprocess_defaults, recipe.preprocess), recipe.preprocess
     )
-    graph = simplify(opened.graph(preprocess))
+    graph = import_graph(opened, preprocess)
     check = check_import(
         opened.name, graph, opened.checker(preprocess), random_images(graph), rounded=requantize
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = ["Interpolation", "Preprocess"]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Crop = Literal["center", "none"]
+Channels = Literal["rgb", "bgr"]
 
 _LARGEST_SIDE = 4096
 _LARGEST_RESIZE = 2 * _LARGEST_SIDE
@@ -39,7 +40,8 @@ class Preprocess:
 
     `resize` None: the shorter side goes straight to the crop's. `crop` "none": stretch to `size` instead.
     `mean` and `std` apply to RGB / 255. An image that already has `size` is taken as it is, unless `resize`
-    asks for more.
+    asks for more. `channels` "bgr": the model takes blue first (the Caffe way of keras.applications' ResNets).
+    `mean` and `std` are for R, G and B all the same, and apps hand over RGB all the same.
     """
 
     size: tuple[int, int]
@@ -48,6 +50,7 @@ class Preprocess:
     resize: int | None = None
     crop: Crop = "center"
     interpolation: Interpolation = "bilinear"
+    channels: Channels = "rgb"
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(1 <= side <= _LARGEST_SIDE for side in self.size):
@@ -67,6 +70,7 @@ class Preprocess:
         for key, value, choices in (
             ("crop", self.crop, get_args(Crop)),
             ("interpolation", self.interpolation, get_args(Interpolation)),
+            ("channels", self.channels, get_args(Channels)),
         ):
             if value not in choices:
                 raise InputError(f"preprocess.{key} {value!r}: choose one of {', '.join(choices)}")
@@ -123,7 +127,18 @@ class Preprocess:
 
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         images: Tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        return (images - mean) / std
+        normal = (images - mean) / std
+        return normal.flip(1) if self.channels == "bgr" else normal
+
+    def as_model_sees(self) -> Preprocess:
+        """With mean and std in the order of the model's own channels."""
+        if self.channels == "rgb":
+            return self
+        return replace(self, mean=self.mean[::-1], std=self.std[::-1])
+
+    def in_model_order(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 [N, H, W, 3] with its channels as the model takes them."""
+        return pixels[..., ::-1] if self.channels == "bgr" else pixels
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.files import sha256_of
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.passes import simplify
 from edge_resnet.runners.base import Runner
 from edge_resnet.targets import TARGETS
 
@@ -109,6 +108,7 @@ def _tflite(path: Path, output: str | None, keep_integers: bool) -> FileModel:
 def _keras(path: Path, output: str | None, keep_integers: bool) -> FileModel:
     from edge_resnet.frontends.keras import declared_size, read_keras
     from edge_resnet.frontends.keras_archive import check_keras_archive
+    from edge_resnet.frontends.sources import import_graph
     from edge_resnet.runners.source_keras import GraphRunner, SourceKerasRunner
 
     check_keras_archive(path)  # before anything else is said of it
@@ -120,16 +120,17 @@ def _keras(path: Path, output: str | None, keep_integers: bool) -> FileModel:
             read[p] = read_keras(path, name, p.size, p.mean, p.std, output).graph
         return read[p]
 
-    return FileModel(
+    model = FileModel(
         name=name,
         source=str(path),
         weights_sha256=sha256_of(path),
         preprocess_defaults={} if size is None else {"size": size},
         notes=(),
         read=graph,
-        run=lambda p: GraphRunner(lambda: simplify(graph(p))),
+        run=lambda p: GraphRunner(lambda: import_graph(model, p)),
         check=lambda p: SourceKerasRunner(path, p, output),
     )
+    return model
 
 
 def _pt2(path: Path, output: str | None, keep_integers: bool) -> FileModel:

@@ -11,9 +11,10 @@ from edge_resnet.errors import InputError
 from edge_resnet.frontends.model_files import FORMATS, is_model_file, open_model_file
 from edge_resnet.frontends.torch_models import open_torch_model
 from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.passes import reverse_channels, simplify
 from edge_resnet.runners.base import Runner
 
-__all__ = ["SourceModel", "open_model", "resolve_preprocess"]
+__all__ = ["SourceModel", "import_graph", "open_model", "resolve_preprocess"]
 
 
 class SourceModel(Protocol):
@@ -37,7 +38,10 @@ class SourceModel(Protocol):
     def params(self) -> int | None: ...
 
     def graph(self, preprocess: Preprocess) -> Graph:
-        """The graph as imported: in floats, or in integers where the source is quantized already."""
+        """The graph as imported: in floats, or in integers where the source is quantized already.
+
+        Its image has the channels in the model's own order; `import_graph` gives the one that takes RGB.
+        """
         ...
 
     def runner(self, preprocess: Preprocess) -> Runner:
@@ -74,6 +78,12 @@ def open_model(
             f"--output chooses among the outputs of a file ({', '.join(FORMATS)}), not of {model}"
         )
     return open_torch_model(model, weights, classes_of_data, seed)
+
+
+def import_graph(model: SourceModel, preprocess: Preprocess) -> Graph:
+    """The model's graph, simplified, for RGB images."""
+    graph = simplify(model.graph(preprocess.as_model_sees()))
+    return reverse_channels(graph) if preprocess.channels == "bgr" else graph
 
 
 def resolve_preprocess(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Preprocess:

@@ -28,8 +28,8 @@ class SourceKerasRunner:
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [N, H, W, 3] -> float32 [N, ...]."""
-        p = self._preprocess
-        return keras_outputs(self._path, pixels, p.mean, p.std, self._output)
+        pixels, p = self._preprocess.in_model_order(pixels), self._preprocess.as_model_sees()
+        return keras_outputs(self._path, np.ascontiguousarray(pixels), p.mean, p.std, self._output)
 
 
 class GraphRunner:

@@ -45,7 +45,7 @@ class SourceOnnxRunner:
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [N, H, W, 3] -> float32 [N, ...]."""
         if self._source.raw_bytes:
-            images = pixels
+            images = self._preprocess.in_model_order(pixels)
         else:
             images = self._preprocess.normalized(pixels).numpy().transpose(0, 2, 3, 1).astype(self._dtype)
         if not self._source.channels_last:

@@ -37,7 +37,7 @@ class SourceTfliteRunner:
         if dtype == "float32":
             images = p.normalized(pixels).numpy().transpose(0, 2, 3, 1)
         elif source.quant is None or source.as_declared(p.mean, p.std):
-            images = pixels  # the runner makes int8 of them where the file wants that
+            images = p.in_model_order(pixels)  # the runner makes int8 of them where the file wants that
         else:
             real = p.normalized(pixels).numpy().transpose(0, 2, 3, 1) / np.float32(source.quant.scale)
             images = np.clip(np.rint(real) + source.quant.zero_point + 128, 0, 255).astype(np.uint8)

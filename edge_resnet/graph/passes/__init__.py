@@ -9,6 +9,7 @@ from edge_resnet.graph.passes.fuse_pads import fuse_pads
 from edge_resnet.graph.passes.lower_average_pools import lower_average_pools
 from edge_resnet.graph.passes.lower_hard_sigmoids import lower_hard_sigmoids
 from edge_resnet.graph.passes.merge_normalization import merge_normalization
+from edge_resnet.graph.passes.reverse_channels import reverse_channels
 from edge_resnet.graph.passes.split_large_averages import split_large_averages
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "lower_for_integers",
     "lower_hard_sigmoids",
     "merge_normalization",
+    "reverse_channels",
     "simplify",
     "split_large_averages",
 ]
