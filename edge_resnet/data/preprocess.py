@@ -40,8 +40,8 @@ class Preprocess:
 
     `resize` None: the shorter side goes straight to the crop's. `crop` "none": stretch to `size` instead.
     `mean` and `std` apply to RGB / 255. An image that already has `size` is taken as it is, unless `resize`
-    asks for more. `channels` "bgr": the model takes blue first (as keras.applications' ResNets do); `mean` and
-    `std` are for R, G and B all the same, and apps hand over RGB all the same.
+    asks for more. `channels` "bgr": the model takes blue first (as the ResNets of keras.applications do);
+    `mean` and `std` are for R, G and B all the same, and apps hand over RGB all the same.
     """
 
     size: tuple[int, int]

@@ -29,37 +29,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_resnet.errors import GraphError, InputError
 from edge_resnet.export.coreml_library import import_coremltools, without_progress_bars
+from edge_resnet.export.coreml_operations import WRITERS
 from edge_resnet.files import replace_directory
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
     Activation,
-    Add,
-    AvgPool,
     BatchNorm,
-    Concat,
     Conv,
-    Flatten,
-    GlobalAvgPool,
-    HardSigmoid,
     IntWeights,
     Linear,
-    MaxPool,
-    Mul,
     Node,
     Normalize,
-    Pad,
-    PadChannels,
-    Padding,
-    PadMode,
     Relu,
-    Reshape,
-    Sigmoid,
-    SliceChannels,
-    Subsample,
 )
 
 __all__ = ["NAMES_KEY", "Precision", "program_names", "write_coreml"]
@@ -83,7 +67,7 @@ def write_coreml(graph: Graph, path: Path, *, precision: Precision, labels: Sequ
     ct = import_coremltools()
     _check_labels(graph, labels)
     names = program_names(graph)
-    program = _Writer(graph, names, np.dtype(precision).type).program(bool(labels))
+    program = MilWriter(graph, names, np.dtype(precision).type).program(bool(labels))
     channels, height, width = graph.input.shape
     image = ct.ImageType(name="image", shape=(1, channels, height, width), color_layout=ct.colorlayout.RGB)
     with without_progress_bars():
@@ -172,7 +156,7 @@ def program_names(graph: Graph) -> dict[str, str]:
     return names
 
 
-class _Writer:
+class MilWriter:
     """Adds each node's operations; `made` maps a node to the variable that its readers take."""
 
     def __init__(self, graph: Graph, names: dict[str, str], dtype: Any) -> None:
@@ -200,7 +184,7 @@ class _Writer:
                     raise GraphError(
                         f"node {node.name!r} ({type(node).__name__}) must be lowered before export"
                     )
-                _WRITERS[type(node)](self, node)
+                WRITERS[type(node)](self, node)
             output = mb.identity(x=self.made[self.graph.output.name], name="logits")
             if classifier:
                 main.set_outputs([mb.softmax(x=output, axis=-1, name="probabilities"), output])
@@ -295,126 +279,3 @@ class _Writer:
 def _activation(node: Node) -> Activation:
     activation: Activation = getattr(node, "activation", Activation.NONE)
     return activation
-
-
-def _pads(padding: Padding) -> list[int]:
-    return [padding.top, padding.bottom, padding.left, padding.right]
-
-
-def _conv(writer: _Writer, node: Conv) -> None:
-    writer.emit(
-        node,
-        writer.mb.conv,
-        x=writer.source(node),
-        strides=list(node.stride),
-        pad_type="custom",
-        pad=_pads(node.padding),
-        dilations=list(node.dilation),
-        groups=node.groups,
-        **writer.weights(node),
-    )
-
-
-def _max_pool(writer: _Writer, node: MaxPool | Subsample) -> None:
-    kernel, padding = (node.kernel, node.padding) if isinstance(node, MaxPool) else ((1, 1), Padding())
-    writer.emit(
-        node,
-        writer.mb.max_pool,
-        x=writer.source(node),
-        kernel_sizes=list(kernel),
-        strides=list(node.stride),
-        pad_type="custom",
-        pad=_pads(padding),
-    )
-
-
-def _avg_pool(writer: _Writer, node: AvgPool) -> None:
-    writer.emit(
-        node,
-        writer.mb.avg_pool,
-        x=writer.source(node),
-        kernel_sizes=list(node.kernel),
-        strides=list(node.stride),
-        pad_type="valid",
-    )
-
-
-def _border(writer: _Writer, node: Node, amounts: list[int], mode: str = "constant") -> None:
-    zero = writer.dtype(0)
-    writer.emit(node, writer.mb.pad, x=writer.source(node), pad=amounts, mode=mode, constant_val=zero)
-
-
-def _pad(writer: _Writer, node: Pad) -> None:
-    if node.mode is PadMode.ZERO:
-        _border(writer, node, [0, 0, 0, 0, *_pads(node.padding)])
-    else:  # MIL mirrors the last two axes only, and takes amounts for just those
-        _border(writer, node, _pads(node.padding), "reflect")
-
-
-def _relu(writer: _Writer, node: Relu) -> None:
-    writer.emit(node, lambda **v: writer.clip(v["x"], node.activation, v["name"]), x=writer.source(node))
-
-
-def _concat(writer: _Writer, node: Concat) -> None:
-    writer.emit(node, writer.mb.concat, values=[writer.made[name] for name in node.inputs], axis=1)
-
-
-def _slice(writer: _Writer, node: SliceChannels) -> None:
-    _, height, width = writer.graph.shapes[node.name]
-    writer.emit(
-        node,
-        writer.mb.slice_by_size,
-        x=writer.source(node),
-        begin=[0, node.start, 0, 0],
-        size=[1, node.stop - node.start, height, width],
-    )
-
-
-def _normalize(writer: _Writer, node: Normalize) -> None:
-    mb = writer.mb
-    if writer.quantized:  # of a model that came quantized: real values of the bytes, then its own integers
-        mean, std = (writer.stored(node, _per_channel(values)) for values in (node.mean, node.std))
-        value = mb.sub(x=writer.source(node), y=mean, name=writer.name(node, "centred"))
-        writer.emit(node, mb.real_div, x=value, y=std)
-        return
-    value = mb.sub(x=writer.source(node), y=_per_channel(node.mean), name=writer.name(node, "centred"))
-    if not np.all(node.std == 1):
-        value = mb.real_div(x=value, y=_per_channel(node.std), name=writer.name(node, "op"))
-    writer.made[node.name] = writer.cast(node, value, "value")
-
-
-def _batch_norm(writer: _Writer, node: BatchNorm) -> None:
-    scale, shift = (writer.stored(node, _per_channel(values)) for values in (node.scale, node.shift))
-    value = writer.mb.mul(x=writer.source(node), y=scale, name=writer.name(node, "real"))
-    writer.emit(node, writer.mb.add, x=value, y=shift)
-
-
-def _per_channel(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return values[None, :, None, None]
-
-
-_WRITERS: dict[type[Node], Callable[..., None]] = {
-    Normalize: _normalize,
-    BatchNorm: _batch_norm,
-    Conv: _conv,
-    Linear: lambda w, node: w.emit(node, w.mb.linear, x=w.source(node), **w.weights(node)),
-    Relu: _relu,
-    Sigmoid: lambda w, node: w.emit(node, w.mb.sigmoid, x=w.source(node)),
-    HardSigmoid: lambda w, node: w.emit(
-        node, w.mb.sigmoid_hard, x=w.source(node), alpha=w.dtype(1 / 6), beta=w.dtype(0.5)
-    ),
-    Add: lambda w, node: w.emit(node, w.mb.add, x=w.source(node, 0), y=w.source(node, 1)),
-    Mul: lambda w, node: w.emit(node, w.mb.mul, x=w.source(node, 0), y=w.source(node, 1)),
-    Concat: _concat,
-    SliceChannels: _slice,
-    MaxPool: _max_pool,
-    Subsample: _max_pool,
-    AvgPool: _avg_pool,
-    GlobalAvgPool: lambda w, node: w.emit(
-        node, w.mb.reduce_mean, x=w.source(node), axes=[2, 3], keep_dims=True
-    ),
-    PadChannels: lambda w, node: _border(w, node, [0, 0, node.before, node.after, 0, 0, 0, 0]),
-    Pad: _pad,
-    Flatten: lambda w, node: w.emit(node, w.mb.flatten2d, x=w.source(node), axis=1),
-    Reshape: lambda w, node: w.emit(node, w.mb.reshape, x=w.source(node), shape=[1, *node.shape]),
-}

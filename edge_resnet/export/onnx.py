@@ -16,7 +16,6 @@ The image comes as raw bytes, uint8 [N, 3, H, W].
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,35 +24,19 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from edge_resnet.errors import GraphError
+from edge_resnet.export.onnx_operators import WRITERS
 from edge_resnet.graph.clipping import integer_bounds
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
     Activation,
-    Add,
-    AvgPool,
-    Concat,
     Conv,
-    Flatten,
     FloatWeights,
-    GlobalAvgPool,
-    HardSigmoid,
     IntWeights,
     Linear,
-    MaxPool,
-    Mul,
     Node,
-    Normalize,
-    Pad,
-    PadChannels,
-    Padding,
-    PadMode,
     QuantParams,
     Relu,
-    Reshape,
     Shape,
-    Sigmoid,
-    SliceChannels,
-    Subsample,
 )
 
 __all__ = ["OPSET", "onnx_bytes"]
@@ -67,10 +50,10 @@ def onnx_bytes(graph: Graph) -> bytes:
 
     Raises GraphError for a node that should have been lowered.
     """
-    return _Writer(graph).model().SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+    return OnnxWriter(graph).model().SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
 
-class _Writer:
+class OnnxWriter:
     """Adds each node's operators; `made` maps a node to the float tensor that its readers take."""
 
     def __init__(self, graph: Graph) -> None:
@@ -82,9 +65,9 @@ class _Writer:
     def model(self) -> onnx.ModelProto:
         self._input()
         for node in self.graph.nodes[1:]:
-            if type(node) not in _WRITERS:
+            if type(node) not in WRITERS:
                 raise GraphError(f"node {node.name!r} ({type(node).__name__}) must be lowered before export")
-            _WRITERS[type(node)](self, node)
+            WRITERS[type(node)](self, node)
         self.proto.graph.node[-1].output[0] = "logits"
         self.proto.graph.name = self.graph.name
         self.proto.graph.input.append(_value("image", TensorProto.UINT8, self.graph.input.shape))
@@ -198,117 +181,3 @@ def _activation(node: Node) -> Activation:
 
 def _value(name: str, kind: int, shape: Shape) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, ["N", *shape])
-
-
-def _pads(padding: Padding) -> list[int]:
-    return [padding.top, padding.left, padding.bottom, padding.right]
-
-
-def _conv(writer: _Writer, node: Conv) -> None:
-    writer.emit(
-        "Conv",
-        node,
-        [writer.source(node), *writer.weights(node)],
-        kernel_shape=node.weights.weight.shape[2:],
-        strides=node.stride,
-        pads=_pads(node.padding),
-        dilations=node.dilation,
-        group=node.groups,
-    )
-
-
-def _linear(writer: _Writer, node: Linear) -> None:
-    writer.emit("Gemm", node, [writer.source(node), *writer.weights(node)], transB=1)
-
-
-def _max_pool(writer: _Writer, node: MaxPool) -> None:
-    writer.emit(
-        "MaxPool",
-        node,
-        [writer.source(node)],
-        kernel_shape=node.kernel,
-        strides=node.stride,
-        pads=_pads(node.padding),
-    )
-
-
-def _border(writer: _Writer, node: Node, before: list[int], after: list[int], mode: str = "constant") -> None:
-    amounts = writer.constant(f"{node.name}/pads", np.array([*before, *after], np.int64))
-    writer.emit("Pad", node, [writer.source(node), amounts], mode=mode)
-
-
-def _pad(writer: _Writer, node: Pad) -> None:
-    p = node.padding
-    mode = "reflect" if node.mode is PadMode.REFLECT else "constant"
-    _border(writer, node, [0, 0, p.top, p.left], [0, 0, p.bottom, p.right], mode)
-
-
-def _pad_channels(writer: _Writer, node: PadChannels) -> None:
-    _border(writer, node, [0, node.before, 0, 0], [0, node.after, 0, 0])
-
-
-def _relu(writer: _Writer, node: Relu) -> None:
-    if writer.quantized:
-        writer.emit("Clip", node, [writer.source(node), *_clip_ends(writer, node)])
-    else:
-        writer.made[node.name] = writer.clip(writer.source(node), node, node.activation)
-
-
-def _clip_ends(writer: _Writer, node: Relu) -> list[str]:
-    """0 and, for a clipped ReLU, its upper end; quantizing rounds it as integer_bounds does."""
-    ends = [writer.constant(f"{node.name}/low", np.array(0, np.float32))]
-    if node.activation.limit is not None:
-        ends.append(writer.constant(f"{node.name}/high", np.array(node.activation.limit, np.float32)))
-    return ends
-
-
-def _concat(writer: _Writer, node: Concat) -> None:
-    writer.emit("Concat", node, [writer.made[name] for name in node.inputs], axis=1)
-
-
-def _slice(writer: _Writer, node: SliceChannels) -> None:
-    parts = (("start", node.start), ("stop", node.stop), ("axis", 1))
-    ends = [writer.constant(f"{node.name}/{name}", np.array([value], np.int64)) for name, value in parts]
-    writer.emit("Slice", node, [writer.source(node), *ends])
-
-
-def _reshape(writer: _Writer, node: Reshape) -> None:
-    shape = writer.constant(f"{node.name}/shape", np.array([0, *node.shape], np.int64))
-    writer.emit("Reshape", node, [writer.source(node), shape])
-
-
-def _normalize(writer: _Writer, node: Normalize) -> None:
-    mean = writer.constant(f"{node.name}/mean", node.mean[:, None, None])
-    if np.all(node.std == 1):
-        writer.emit("Sub", node, [writer.source(node), mean])
-        return
-    centred = writer.operator("Sub", [writer.source(node), mean], f"{node.name}/centred")
-    writer.emit("Div", node, [centred, writer.constant(f"{node.name}/std", node.std[:, None, None])])
-
-
-_WRITERS: dict[type[Node], Callable[..., None]] = {
-    Normalize: _normalize,
-    Conv: _conv,
-    Linear: _linear,
-    Relu: _relu,
-    Sigmoid: lambda writer, node: writer.emit("Sigmoid", node, [writer.source(node)]),
-    HardSigmoid: lambda writer, node: writer.emit(
-        "HardSigmoid", node, [writer.source(node)], alpha=1 / 6, beta=0.5
-    ),
-    Add: lambda writer, node: writer.emit("Add", node, [writer.source(node, 0), writer.source(node, 1)]),
-    Mul: lambda writer, node: writer.emit("Mul", node, [writer.source(node, 0), writer.source(node, 1)]),
-    Concat: _concat,
-    SliceChannels: _slice,
-    MaxPool: _max_pool,
-    AvgPool: lambda writer, node: writer.emit(
-        "AveragePool", node, [writer.source(node)], kernel_shape=node.kernel, strides=node.stride
-    ),
-    GlobalAvgPool: lambda writer, node: writer.emit("GlobalAveragePool", node, [writer.source(node)]),
-    Subsample: lambda writer, node: writer.emit(
-        "MaxPool", node, [writer.source(node)], kernel_shape=(1, 1), strides=node.stride
-    ),
-    PadChannels: _pad_channels,
-    Pad: _pad,
-    Flatten: lambda writer, node: writer.emit("Flatten", node, [writer.source(node)], axis=1),
-    Reshape: _reshape,
-}

@@ -185,7 +185,7 @@ class _Importer:
         return self.file.name(index).split(";")[0] or f"tensor_{index}"
 
     def _unsupported(self, kind: str, outputs: Sequence[int], why: str) -> UnsupportedOperatorError:
-        name = self.file.name(outputs[0]) if outputs and outputs[0] < len(self.file.tensors) else "?"
+        name = self.file.name(outputs[0]) if outputs and 0 <= outputs[0] < len(self.file.tensors) else "?"
         hint = "; --requantize chooses new integers" if self.builder.quants else ""
         return UnsupportedOperatorError(
             f"{self.source.path}: operator {kind} that writes {name!r} is not supported"

@@ -52,22 +52,28 @@ class TfliteFile:
         name = _OPERATORS.get(number, f"operator {number}")
         return f"custom operator {_text(code.customCode)}" if name == "CUSTOM" else name
 
+    def tensor(self, index: int) -> Any:
+        """Raises IndexError for a negative number too, which a damaged file may hold."""
+        if not 0 <= index < len(self.tensors):
+            raise IndexError(f"tensor {index} of {len(self.tensors)}")
+        return self.tensors[index]
+
     def name(self, index: int) -> str:
-        return _text(self.tensors[index].name) or f"tensor {index}"
+        return _text(self.tensor(index).name) or f"tensor {index}"
 
     def shape(self, index: int) -> tuple[int, ...]:
-        shape = self.tensors[index].shape
+        shape = self.tensor(index).shape
         return () if shape is None else tuple(int(size) for size in shape)
 
     def dtype(self, index: int) -> str:
-        found = _DTYPES.get(self.tensors[index].type)
+        found = _DTYPES.get(self.tensor(index).type)
         if found is None:
             raise GraphError(f"tensor {self.name(index)!r} has a type that is not known here")
         return found
 
     def quant(self, index: int) -> QuantParams | None:
         """Parameters of an activation; None for one in floats."""
-        quantization, dtype = self.tensors[index].quantization, self.dtype(index)
+        quantization, dtype = self.tensor(index).quantization, self.dtype(index)
         if dtype not in ("int8", "uint8", "int16") or quantization is None or quantization.scale is None:
             return None
         if dtype == "int16":
@@ -79,7 +85,7 @@ class TfliteFile:
 
     def constant(self, index: int) -> NDArray[Any] | IntegerConstant | None:
         """The tensor's data, or None where it has none."""
-        tensor = self.tensors[index]
+        tensor = self.tensor(index)
         data = self.model.buffers[tensor.buffer].data
         if data is None or len(data) == 0:
             return None
