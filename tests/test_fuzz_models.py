@@ -29,16 +29,16 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = 8 * 2**30
 SECONDS_A_FILE = 20
-BATCH = 100
+BATCH = 125
 
 # Kind of file -> how many mutants. The Keras formats have theirs in test_keras_archive.py.
 COUNTS = {
-    "onnx-float": 350,
-    "onnx-int8": 300,
-    "onnx-qoperator": 150,
-    "onnx-shapes": 200,
-    "tflite-float": 450,
-    "tflite-int8": 450,
+    "onnx-float": 600,
+    "onnx-int8": 500,
+    "onnx-qoperator": 300,
+    "onnx-shapes": 500,
+    "tflite-float": 800,
+    "tflite-int8": 1000,
     "pt2": 250,
 }
 BATCHES = [(kind, start) for kind, count in COUNTS.items() for start in range(0, count, BATCH)]

@@ -379,3 +379,21 @@ def test_a_tflite_file_of_a_run_goes_through_another(edge_resnet: Command, tmp_p
     for artifact in report["artifacts"]:
         assert artifact["ranges"]["checked"] == artifact["ranges"]["equal"] > 40
         assert artifact["parity"]["identical"] == 1.0
+
+
+@pytest.mark.parametrize("index", [-2, -(2**31), 2**31 - 1])
+@pytest.mark.parametrize("where", ["inputs", "outputs"])
+def test_tensors_that_do_not_exist(tmp_path: Path, index: int, where: str) -> None:
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(bytes(tflite_bytes(quantized(random_graph(3, 1)))), 0)
+    operator = model.subgraphs[0].operators[3]
+    setattr(operator, where, [index, *getattr(operator, where)[1:]])
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path = tmp_path / "m.tflite"
+    path.write_bytes(bytes(builder.Output()))
+    with pytest.raises(InputError, match="damaged TFLite file") as error:
+        _graph(path)
+    assert "\n" not in str(error.value)
