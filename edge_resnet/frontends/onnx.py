@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
-from edge_resnet.frontends.builder import GraphBuilder, check_finite
+from edge_resnet.frontends.builder import GraphBuilder
 from edge_resnet.frontends.integers import IntegerConstant, finish_integers
+from edge_resnet.frontends.node_builder import check_finite
 from edge_resnet.frontends.onnx_constants import FOLDED, evaluate
 from edge_resnet.frontends.onnx_file import load_onnx
 from edge_resnet.frontends.onnx_integers import INTEGER_OPERATORS, dequantized_constant

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
-from edge_resnet.frontends.builder import GraphBuilder, check_finite
+from edge_resnet.frontends.builder import GraphBuilder
 from edge_resnet.frontends.integers import IntegerConstant, are_bytes, finish_integers
+from edge_resnet.frontends.node_builder import check_finite
 from edge_resnet.frontends.tflite_file import TfliteFile, load_tflite
 from edge_resnet.frontends.tflite_operators import OPERATORS, TfliteCall
 from edge_resnet.frontends.values import Value

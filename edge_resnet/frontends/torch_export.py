@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
-from edge_resnet.frontends.builder import GraphBuilder, check_finite
+from edge_resnet.frontends.builder import GraphBuilder
+from edge_resnet.frontends.node_builder import check_finite
 from edge_resnet.frontends.torch_operators import OPERATORS, Call
 from edge_resnet.frontends.values import Value
 from edge_resnet.graph.graph import Graph
