@@ -20,7 +20,7 @@ from edge_resnet.frontends.node_builder import NodeBuilder
 from edge_resnet.frontends.values import Value
 from edge_resnet.graph import nodes as g
 
-__all__ = ["GraphBuilder", "WindowPadding"]
+__all__ = ["GraphBuilder", "WindowPadding", "affine_of"]
 
 Array = NDArray[Any]
 WindowPadding = g.Padding | str
@@ -126,6 +126,15 @@ class GraphBuilder(NodeBuilder):
         """x * gate(x): SiLU with a sigmoid, hard swish with a hard sigmoid."""
         gate = self.elementwise(kind, f"{name}/gate", x)
         return replace(x, node=self.add(g.Mul, name, x.node, gate.node).node)
+
+    def arithmetic(self, kind: str, name: str, a: Value | Array, b: Value | Array) -> Value:
+        """`add`, `sub`, `mul` or `div` of two tensors, or of one and a constant."""
+        if isinstance(a, Value) and isinstance(b, Value):
+            if kind not in ("add", "mul"):
+                raise GraphError(f"{kind} of two tensors that both depend on the image")
+            return self.sum(name, a, b) if kind == "add" else self.product(name, a, b)
+        x, scale, shift = affine_of(kind, a, b)
+        return self.affine(name, x, scale, shift)
 
     def sum(self, name: str, a: Value, b: Value) -> Value:
         """The residual sum of two tensors of the same shape."""
@@ -350,6 +359,26 @@ class GraphBuilder(NodeBuilder):
         more = [total - half for total, half in zip(totals, less, strict=True)]
         first, last = (more, less) if word == "same_lower" else (less, more)
         return g.Padding(first[0], first[1], last[0], last[1])
+
+
+def affine_of(kind: str, a: Value | Array, b: Value | Array) -> tuple[Value, Array, Array]:
+    """x, scale and shift with scale * x + shift = a kind b, where one of the two is a constant."""
+    x, other = (a, b) if isinstance(a, Value) else (b, a)
+    if not isinstance(x, Value) or isinstance(other, Value):
+        raise GraphError("one tensor and one constant are needed")
+    first, c = x is a, np.asarray(other).astype(np.float64)
+    one, nothing = np.ones(()), np.zeros(())
+    if kind == "add":
+        return x, one, c
+    if kind == "sub":
+        return (x, one, -c) if first else (x, -one, c)
+    if kind == "mul":
+        return x, c, nothing
+    if not first:
+        raise GraphError("a division by what depends on the image")
+    if not c.all():
+        raise GraphError("a division by zero")
+    return x, 1 / c, nothing
 
 
 def _with_weight(weights: g.Weights, weight: Any) -> g.Weights:

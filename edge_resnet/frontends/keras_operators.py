@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_resnet.errors import GraphError
+from edge_resnet.frontends.builder import affine_of
 from edge_resnet.frontends.keras_call import Below, Result, TensorflowCall
 from edge_resnet.frontends.keras_convolutions import batch_to_space, conv, depthwise, space_to_batch
 from edge_resnet.frontends.keras_slices import (
@@ -81,30 +82,21 @@ def _affine(call: TensorflowCall, x: Value, scale: Array, shift: Array) -> Value
 
 
 def _arithmetic(kind: str) -> Callable[[TensorflowCall], Value]:
-    """Add, Sub, Mul or Div of two tensors, or of one and a constant."""
+    """Of two tensors, or of one and a constant; (relu6(x + 3)) / 6 is recognized."""
 
     def run(call: TensorflowCall) -> Value:
-        a, b = call.inputs
-        if isinstance(a, Value) and isinstance(b, Value):
-            if kind == "Add":
-                return call.builder.sum(call.name, a, b)
-            if kind == "Mul":
-                return call.builder.product(call.name, a, b)
-            raise GraphError("both inputs depend on the image")
-        at = 0 if isinstance(a, Value) else 1
-        x, c = call.value(at), call.constant(1 - at).astype(np.float64)
-        if kind == "Div" and at == 1:
-            raise GraphError("a division by what depends on the image")
-        if kind == "Div" and not c.all():
-            raise GraphError("a division by zero")
-        if kind in ("Mul", "Div") and c.size == 1:
-            gate = _hard_sigmoid(call, x, float(c.reshape(())) if kind == "Mul" else 1 / float(c.reshape(())))
+        sides = [
+            value if isinstance(value, Value) else call.constant(at)
+            for at, value in enumerate(call.inputs[:2])
+        ]
+        if all(isinstance(side, Value) for side in sides):
+            return call.builder.arithmetic(kind, call.name, *sides)
+        x, scale, shift = affine_of(kind, *sides)
+        if kind in ("mul", "div") and scale.size == 1:
+            gate = _hard_sigmoid(call, x, float(scale.reshape(())))
             if gate is not None:
                 return gate
-        sign = -1.0 if kind == "Sub" and at == 1 else 1.0
-        scale: Any = {"Mul": c, "Div": 1 / c if kind == "Div" else 1.0}.get(kind, sign)
-        shift: Any = {"Add": c, "Sub": c if at == 1 else -c}.get(kind, 0.0)
-        return _affine(call, x, np.asarray(scale), np.asarray(shift))
+        return _affine(call, x, scale, shift)
 
     return run
 
@@ -258,8 +250,8 @@ def _strided_slice(call: TensorflowCall) -> Value:
 
 
 OPERATORS: dict[str, Callable[[TensorflowCall], Result]] = {
-    "Add": _arithmetic("Add"),
-    "AddV2": _arithmetic("Add"),
+    "Add": _arithmetic("add"),
+    "AddV2": _arithmetic("add"),
     "AvgPool": _average_pool,
     "BatchToSpaceND": batch_to_space,
     "BiasAdd": _bias,
@@ -268,7 +260,7 @@ OPERATORS: dict[str, Callable[[TensorflowCall], Result]] = {
     "ConcatV2": _concat,
     "Conv2D": conv,
     "DepthwiseConv2dNative": depthwise,
-    "Div": _arithmetic("Div"),
+    "Div": _arithmetic("div"),
     "ExpandDims": lambda call: unsqueezed(call.value(), call.numbers(1)),
     "FusedBatchNorm": _batch_norm,
     "FusedBatchNormV2": _batch_norm,
@@ -283,13 +275,13 @@ OPERATORS: dict[str, Callable[[TensorflowCall], Result]] = {
     "Mean": _mean,
     "Minimum": _minimum,
     "MirrorPad": _pad,
-    "Mul": _arithmetic("Mul"),
+    "Mul": _arithmetic("mul"),
     "Neg": lambda call: _affine(call, call.value(), np.asarray(-1.0), np.zeros(())),
     "Pack": _stack,
     "Pad": _pad,
     "PadV2": _pad,
     "PreventGradient": lambda call: call.value(),
-    "RealDiv": _arithmetic("Div"),
+    "RealDiv": _arithmetic("div"),
     "Relu": lambda call: call.builder.relu(call.name, call.value()),
     "Relu6": lambda call: call.builder.clip(call.name, call.value(), 0.0, 6.0),
     "Reshape": lambda call: reshaped(call.value(), call.numbers(1)),
@@ -306,6 +298,6 @@ OPERATORS: dict[str, Callable[[TensorflowCall], Result]] = {
     "Squeeze": lambda call: squeezed(call.value(), [int(n) for n in call.get("squeeze_dims") or []] or None),
     "StopGradient": lambda call: call.value(),
     "StridedSlice": _strided_slice,
-    "Sub": _arithmetic("Sub"),
+    "Sub": _arithmetic("sub"),
     "Transpose": lambda call: transposed(call.value(), call.numbers(1)),
 }

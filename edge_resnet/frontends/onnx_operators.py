@@ -170,24 +170,12 @@ def _hard_sigmoid(call: OnnxCall) -> Value:
 
 
 def _arithmetic(kind: str) -> Callable[[OnnxCall], Value]:
-    """Add, Sub, Mul or Div of two tensors, or of one and a constant."""
-
     def run(call: OnnxCall) -> Value:
-        a, b = call.inputs
-        if isinstance(a, Value) and isinstance(b, Value):
-            if kind == "Add":
-                return call.builder.sum(call.name, a, b)
-            if kind == "Mul":
-                return call.builder.product(call.name, a, b)
-            raise GraphError("both inputs depend on the image")
-        at = 0 if isinstance(a, Value) else 1
-        c = call.constant(1 - at).astype(np.float64)
-        if kind == "Div" and at == 1:
-            raise GraphError("a division by what depends on the image")
-        sign = -1.0 if kind == "Sub" and at == 1 else 1.0
-        scale: Any = {"Mul": c, "Div": 1 / c if kind == "Div" else 1.0}.get(kind, sign)
-        shift: Any = {"Add": c, "Sub": c if at == 1 else -c}.get(kind, 0.0)
-        return call.builder.affine(call.name, call.value(at), np.asarray(scale), np.asarray(shift))
+        sides = [
+            value if isinstance(value, Value) else call.constant(at)
+            for at, value in enumerate(call.inputs[:2])
+        ]
+        return call.builder.arithmetic(kind, call.name, *sides)
 
     return run
 
@@ -369,10 +357,10 @@ OPERATORS: dict[str, Callable[[OnnxCall], Result]] = {
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _gated(g.HardSigmoid),
     "Swish": _gated(g.Sigmoid),
-    "Add": _arithmetic("Add"),
-    "Sub": _arithmetic("Sub"),
-    "Mul": _arithmetic("Mul"),
-    "Div": _arithmetic("Div"),
+    "Add": _arithmetic("add"),
+    "Sub": _arithmetic("sub"),
+    "Mul": _arithmetic("mul"),
+    "Div": _arithmetic("div"),
     "Sum": _sum,
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,

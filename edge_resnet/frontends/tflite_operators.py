@@ -130,22 +130,10 @@ def _fully_connected(call: TfliteCall) -> Value:
 
 def _arithmetic(kind: str) -> Callable[[TfliteCall], Value]:
     def run(call: TfliteCall) -> Value:
-        a, b = call.inputs[:2]
-        if isinstance(a, Value) and isinstance(b, Value):
-            if kind == "ADD":
-                return call.activated(call.builder.sum(call.name, a, b))
-            if kind == "MUL":
-                return call.activated(call.builder.product(call.name, a, b))
-            raise GraphError("both inputs depend on the image")
-        at = 0 if isinstance(a, Value) else 1
-        c = call.real(1 - at).astype(np.float64)
-        if kind == "DIV" and at == 1:
-            raise GraphError("a division by what depends on the image")
-        sign = -1.0 if kind == "SUB" and at == 1 else 1.0
-        scale: Any = {"MUL": c, "DIV": 1 / c if kind == "DIV" else 1.0}.get(kind, sign)
-        shift: Any = {"ADD": c, "SUB": c if at == 1 else -c}.get(kind, 0.0)
-        made = call.builder.affine(call.name, call.value(at), np.asarray(scale), np.asarray(shift))
-        return call.activated(made)
+        sides = [
+            value if isinstance(value, Value) else call.real(at) for at, value in enumerate(call.inputs[:2])
+        ]
+        return call.activated(call.builder.arithmetic(kind, call.name, *sides))
 
     return run
 
@@ -242,10 +230,10 @@ OPERATORS: dict[str, Callable[[TfliteCall], Value]] = {
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _depthwise,
     "FULLY_CONNECTED": _fully_connected,
-    "ADD": _arithmetic("ADD"),
-    "SUB": _arithmetic("SUB"),
-    "MUL": _arithmetic("MUL"),
-    "DIV": _arithmetic("DIV"),
+    "ADD": _arithmetic("add"),
+    "SUB": _arithmetic("sub"),
+    "MUL": _arithmetic("mul"),
+    "DIV": _arithmetic("div"),
     "RELU": lambda call: call.builder.relu(call.name, call.value()),
     "RELU6": lambda call: call.builder.clip(call.name, call.value(), 0.0, 6.0),
     "RELU_0_TO_1": lambda call: call.builder.clip(call.name, call.value(), 0.0, 1.0),

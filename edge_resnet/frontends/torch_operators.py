@@ -107,36 +107,17 @@ def _batch_norm(call: Call) -> Value:
     return call.builder.affine(call.name, call.value(), scale.reshape(shape), np.reshape(shift, shape))
 
 
-def _binary(
-    both: Callable[[GraphBuilder, str, Value, Value], Value],
-    constant: Callable[[NDArray[np.float32], bool], tuple[Any, Any]],
-) -> Callable[[Call], Result]:
-    """On two tensors, or on one and a constant: `constant(it, image first)` gives scale and shift."""
-
-    def call_it(call: Call) -> Value:
+def _arithmetic(kind: str) -> Callable[[Call], Result]:
+    def run(call: Call) -> Value:
         if call.keywords.get("alpha", 1) != 1:
             raise GraphError("a sum with alpha other than 1")
-        a, b = call.get(0), call.get(1)
-        if isinstance(a, Value) and isinstance(b, Value):
-            return both(call.builder, call.name, a, b)
-        at = 0 if isinstance(a, Value) else 1
-        scale, shift = constant(call.weight(1 - at), at == 0)
-        return call.builder.affine(call.name, call.value(at), np.asarray(scale), np.asarray(shift))
+        sides = [
+            value if isinstance(value, Value) else call.weight(at)
+            for at, value in enumerate(call.arguments[:2])
+        ]
+        return call.builder.arithmetic(kind, call.name, *sides)
 
-    return call_it
-
-
-def _refuse(what: str) -> Callable[[GraphBuilder, str, Value, Value], Value]:
-    def raise_it(builder: GraphBuilder, name: str, a: Value, b: Value) -> Value:
-        raise GraphError(f"{what} of two tensors that both depend on the image")
-
-    return raise_it
-
-
-def _divided(c: NDArray[np.float32], image_first: bool) -> tuple[Any, Any]:
-    if not image_first:
-        raise GraphError("a division by the image")
-    return 1 / c.astype(np.float64), 0.0
+    return run
 
 
 def _max_pool(call: Call) -> Value:
@@ -303,10 +284,10 @@ _BY_NAME: dict[str, Callable[[Call], Result]] = {
     "hardsigmoid.default": _unary(g.HardSigmoid),
     "silu.default": _gated(g.Sigmoid),
     "hardswish.default": _gated(g.HardSigmoid),
-    "add.Tensor": _binary(GraphBuilder.sum, lambda c, first: (1.0, c)),
-    "mul.Tensor": _binary(GraphBuilder.product, lambda c, first: (c, 0.0)),
-    "sub.Tensor": _binary(_refuse("a difference"), lambda c, first: (1.0, -c) if first else (-1.0, c)),
-    "div.Tensor": _binary(_refuse("a quotient"), _divided),
+    "add.Tensor": _arithmetic("add"),
+    "mul.Tensor": _arithmetic("mul"),
+    "sub.Tensor": _arithmetic("sub"),
+    "div.Tensor": _arithmetic("div"),
     "max_pool2d.default": _max_pool,
     "avg_pool2d.default": _avg_pool,
     "adaptive_avg_pool2d.default": lambda call: call.builder.adaptive_average_pool(
