@@ -359,7 +359,7 @@ def test_several_outputs(tmp_path: Path) -> None:
 
     path = tmp_path / "m.pt2"
     torch.export.save(torch.export.export(Two().eval(), (torch.zeros(1, 3, 8, 8),)), path)
-    _refused(path, "several outputs; choose one: --output linear | linear_1".replace("|", r"\|"))
+    _refused(path, "2 outputs; choose one: --output linear | linear_1".replace("|", r"\|"))
     source = open_model(str(path), None, None, 0, output="linear_1")
     preprocess = Preprocess((8, 8), MEAN, STD)
     graph = source.graph(preprocess)

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
 from edge_resnet.frontends.builder import GraphBuilder
+from edge_resnet.frontends.ends import check_size, chosen_output
 from edge_resnet.frontends.integers import IntegerConstant, finish_integers
 from edge_resnet.frontends.node_builder import check_finite
 from edge_resnet.frontends.onnx_constants import FOLDED, evaluate
@@ -63,11 +64,7 @@ class OnnxSource:
         keep_integers: bool = True,
     ) -> Graph:
         """The graph for images of `size`. Raises UnsupportedOperatorError that names the node."""
-        if self.size is not None and size != self.size:
-            raise InputError(
-                f"{self.path}: the model takes {self.size[0]}x{self.size[1]} images, not "
-                f"{size[0]}x{size[1]}; --set preprocess.size=[{self.size[0]},{self.size[1]}]"
-            )
+        check_size(str(self.path), self.size, size)
         return _Importer(self, name, keep_integers).graph(size, mean, std)
 
 
@@ -94,20 +91,11 @@ def open_onnx(path: Path, output: str | None = None) -> OnnxSource:
         path=path,
         model=model,
         input=source.name,
-        output=_chosen(path, [value.name for value in model.graph.output], output),
+        output=chosen_output(str(path), [value.name for value in model.graph.output], output),
         channels_last=last,
         size=(rows, columns) if rows > 0 and columns > 0 else None,
         raw_bytes=kind == TensorProto.UINT8,
     )
-
-
-def _chosen(path: Path, names: Sequence[str], output: str | None) -> str:
-    if output is None and len(names) == 1:
-        return names[0]
-    if output is None or output not in names:
-        wrong = f"no output {output!r}" if output is not None else f"{len(names)} outputs"
-        raise InputError(f"{path}: the model has {wrong}; choose one: --output {' | '.join(names)}")
-    return output
 
 
 class _Importer:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
 from edge_resnet.frontends.builder import GraphBuilder
+from edge_resnet.frontends.ends import check_size, chosen_output
 from edge_resnet.frontends.integers import IntegerConstant, are_bytes, finish_integers
 from edge_resnet.frontends.node_builder import check_finite
 from edge_resnet.frontends.tflite_file import TfliteFile, load_tflite
@@ -66,11 +67,7 @@ class TfliteSource:
         keep_integers: bool = True,
     ) -> Graph:
         """The graph. Raises UnsupportedOperatorError that names the tensor which an operator writes."""
-        if size != self.size:
-            raise InputError(
-                f"{self.path}: the model takes {self.size[0]}x{self.size[1]} images, not "
-                f"{size[0]}x{size[1]}; --set preprocess.size=[{self.size[0]},{self.size[1]}]"
-            )
+        check_size(str(self.path), self.size, size)
         return _Importer(self, name, keep_integers).graph(mean, std)
 
 
@@ -93,7 +90,8 @@ def open_tflite(path: Path, output: str | None = None) -> TfliteSource:
             or dtype not in ("float32", "uint8", "int8")
         ):
             raise InputError(f"{path}: the input is {dtype} {list(shape)}, not an image [N, H, W, 3]")
-        chosen = _chosen(path, {file.name(index): index for index in outputs}, output)
+        named = {file.name(index): index for index in outputs}
+        chosen = named[chosen_output(str(path), list(named), output)]
         return TfliteSource(file, inputs[0], chosen, (shape[1], shape[2]), file.quant(inputs[0]))
     except GraphError as error:
         raise InputError(f"{path}: {error}") from None
@@ -103,15 +101,6 @@ def open_tflite(path: Path, output: str | None = None) -> TfliteSource:
 
 def _numbers(values: Any) -> Any:
     return () if values is None else values
-
-
-def _chosen(path: Path, outputs: dict[str, int], output: str | None) -> int:
-    if output is None and len(outputs) == 1:
-        return next(iter(outputs.values()))
-    if output is None or output not in outputs:
-        wrong = f"no output {output!r}" if output is not None else f"{len(outputs)} outputs"
-        raise InputError(f"{path}: the model has {wrong}; choose one: --output {' | '.join(outputs)}")
-    return outputs[output]
 
 
 class _Importer:

@@ -15,6 +15,7 @@ from torch import nn
 
 from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
 from edge_resnet.frontends.builder import GraphBuilder
+from edge_resnet.frontends.ends import chosen_output
 from edge_resnet.frontends.node_builder import check_finite
 from edge_resnet.frontends.torch_operators import OPERATORS, Call
 from edge_resnet.frontends.values import Value
@@ -60,7 +61,7 @@ def graph_from_program(
 ) -> Graph:
     """The graph of a program that torch.export made, at the input size that it has.
 
-    `output` names one of several outputs (the name of the value, or its number).
+    `output` names one of several outputs.
     """
     return _Importer(program, name, mean, std, output).graph(labels)
 
@@ -135,15 +136,8 @@ class _Importer:
 
     def _finished(self, fx: FxNode, labels: Sequence[str]) -> Graph:
         outputs = [node for node in fx.args[0] if isinstance(node, FxNode)]  # type: ignore[union-attr]
-        names = [node.name for node in outputs]
-        chosen = outputs[0] if len(outputs) == 1 else None
-        if self.output is not None:
-            numbered = dict(zip((*names, *map(str, range(len(names)))), (*outputs, *outputs), strict=True))
-            chosen = numbered.get(self.output)
-        if chosen is None:
-            wrong = f"no output {self.output!r}" if self.output else "several outputs"
-            raise InputError(f"{self.name}: the model has {wrong}; choose one: --output {' | '.join(names)}")
-        value = self.made[chosen]
+        named = {node.name: node for node in outputs}
+        value = self.made[named[chosen_output(self.name, list(named), self.output)]]
         if not isinstance(value, Value):
             raise InputError(f"{self.name}: the output does not depend on the image")
         try:
