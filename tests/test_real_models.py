@@ -68,3 +68,31 @@ def test_torchvision_models_at_full_size(tmp_path: Path, name: str) -> None:
     assert kinds.pop("DequantizeLinear") == 1
     fused = {"QLinearConv", "QLinearAdd", "QLinearGlobalAveragePool", "QGemm", "Flatten"}
     assert set(kinds) - fused <= {"NhwcMaxPool", "MaxPool", "Transpose"}
+
+
+def test_an_int8_tflite_comes_in_and_goes_out_the_same(
+    edge_resnet: Command, shared_data: Path, tmp_path: Path
+) -> None:
+    """Same integers, same logits on LiteRT, and in the end the same bytes."""
+    data = ("--data", shared_data / "cifar10-jpeg.zip")
+    quick = ("--set", "evaluate.images=1000", "--set", "benchmark.runs=0")
+    weights = ("--weights", shared_data / "resnet20-cifar10.pt")
+    first, second = tmp_path / "first", tmp_path / "second"
+    code, _, err = edge_resnet("compress", "resnet20", *weights, *data, *quick, "--out", first)
+    assert code == 0, err
+    phone = first / "resnet20-tflite-int8.tflite"
+    targets = ("--target", "tflite-int8", "--target", "onnx-int8", "--target", "coreml-int8")
+    code, _, err = edge_resnet("compress", phone, *data, *quick, *targets, "--out", second)
+    assert code == 0, err
+    report = json.loads((second / "report.json").read_text())
+    assert report["model"]["import_check"]["max_abs"] == 0
+    for artifact in report["artifacts"]:
+        assert artifact["ranges"]["checked"] == artifact["ranges"]["equal"]
+        if artifact["target"] != "coreml-int8":
+            assert artifact["parity"]["identical"] == 1
+            assert artifact["accuracy"]["delta"] == 0
+    again = second / "resnet20-tflite-int8.tflite"
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 32, 32, 3), np.uint8)
+    runners = [TARGETS["tflite-int8"].open(path) for path in (phone, again)]
+    assert np.array_equal(*(runner.logits(pixels) for runner in runners))
+    assert again.read_bytes() == phone.read_bytes()

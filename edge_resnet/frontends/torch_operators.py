@@ -224,6 +224,10 @@ def _cat(call: Call) -> Value:
     return call.builder.concat(call.name, parts, int(call.get(1, 0)))
 
 
+def _stack(call: Call) -> Value:
+    raise GraphError("branches on an axis of their own, as selective kernels (SK) have for their softmax")
+
+
 def _transpose(call: Call) -> Value:
     order = list(range(len(call.value().axes)))
     first, second = (int(n) % len(order) for n in call.arguments[1:3])
@@ -316,6 +320,7 @@ _BY_NAME: dict[str, Callable[[Call], Result]] = {
     "split_with_sizes.default": _split,
     "chunk.default": _chunk,
     "cat.default": _cat,
+    "stack.default": _stack,
     "softmax.int": _softmax,
     "sym_size.int": lambda call: call.value().shape[int(call.get(1))],
     "dropout.default": _same,

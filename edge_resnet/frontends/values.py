@@ -102,7 +102,8 @@ def reshaped(value: Value, shape: Sequence[int]) -> Value:
         return replace(value, axes=_filled([0, *(next(used) if size != 1 else None for size in target[1:])]))
     if len(target) == 2:
         return replace(value, axes=(0, 1), flat=tuple(axes))
-    raise GraphError(f"a reshape from {list(value.shape)} to {list(shape)}")
+    parts = " (split attention, as ResNeSt has, needs a softmax between parts)" if len(target) == 5 else ""
+    raise GraphError(f"a reshape from {list(value.shape)} to {list(shape)}{parts}")
 
 
 def _filled(axes: Sequence[int | None]) -> tuple[int, ...]:
