@@ -98,7 +98,7 @@ def _run(run: Run, work: Path, command: str) -> RunResult:
     from edge_resnet.report.assemble import assemble_report
     from edge_resnet.report.save import save_report
 
-    train_source(run, work)
+    train_source(run)
     import_source(run)
     if run.quantized is None:
         _quantize(run)

@@ -66,7 +66,7 @@ def open_run(
     return run
 
 
-def train_source(run: Run, work: Path) -> None:
+def train_source(run: Run) -> None:
     """Train the model from what it is (random or given weights), if the recipe has epochs.
 
     The weights are left in the run's folder, also when a later stage fails.
@@ -78,6 +78,11 @@ def train_source(run: Run, work: Path) -> None:
         return
     if not isinstance(run.model, TorchModel):
         raise InputError(f"{run.model.source}: only torch models are trained; leave train.epochs at 0")
+    if not set(split.paths).isdisjoint(run.images.split("val").paths):
+        raise InputError(
+            f"{run.images.source}: training needs images apart from those that accuracy is measured on: put "
+            "them into train/CLASS and val/CLASS"
+        )
     _check_classes(run, import_graph(run.model, run.preprocess))  # before hours of training, not after
     with run.stage("train", settings.epochs * len(split)) as advance:
         record = train(

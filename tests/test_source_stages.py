@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,19 @@ def test_every_recipe_runs(edge_resnet: Command, image_folder: Path, tmp_path: P
         assert report["model"]["weights_sha256"] == sha256_of(trained)
         again = open_model("resnet20", trained, None, 0)
         assert resolve_preprocess(again.preprocess_defaults, {}).size == (32, 32)
+
+
+def test_training_does_not_see_the_images_that_are_measured(
+    edge_resnet: Command, image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(image_folder / "train")
+    code, _, err = edge_resnet(
+        *("compress", "resnet20", "--data", image_folder, *QUICK, "--set", "train.epochs=1"),
+        *("--out", tmp_path / "run"),
+    )
+    assert code == 2
+    assert "put them into train/CLASS and val/CLASS" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_function_is_no_import(small_module: torch.nn.Module) -> None:
