@@ -11,7 +11,7 @@ from markupsafe import Markup
 from edge_resnet.report.charts import Bar, Interval, bar_chart, histogram_chart, interval_chart
 from edge_resnet.report.present import baseline_interval, baseline_name, headline_benchmark, present
 from edge_resnet.report.schema import Kind, Report
-from edge_resnet.report.wording import bytes_words, milliseconds, percent
+from edge_resnet.report.wording import bytes_words, import_words, milliseconds, percent
 
 __all__ = ["to_html"]
 
@@ -38,6 +38,7 @@ def to_html(report: Report) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         page=present(report),
+        import_words=import_words,
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
         charts=[
             chart for chart in (_sizes(report), _latencies(report), _top1(report), _deltas(report)) if chart

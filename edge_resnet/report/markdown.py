@@ -11,6 +11,7 @@ from edge_resnet.report.figures import Figure
 from edge_resnet.report.present import Page, present
 from edge_resnet.report.schema import Report
 from edge_resnet.report.verdict import Status
+from edge_resnet.report.wording import import_words
 
 __all__ = ["to_markdown"]
 
@@ -138,6 +139,7 @@ def _facts(report: Report) -> str:
         ("model", f"{model.name} ({model.source})"),
         ("weights, sha256", model.weights_sha256 or "none given"),
         ("input", " x ".join(map(str, model.input_shape))),
+        ("import", import_words(model.import_check)),
         ("parameters", f"{model.params:,}, compressed {report.compressed.params:,}"),
         ("MACs", f"{model.macs:,}, compressed {report.compressed.macs:,}"),
         (

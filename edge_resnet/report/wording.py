@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+from edge_resnet.report.schema import ImportCheck
+
 __all__ = [
     "NO_FIGURE",
     "bytes_words",
+    "import_words",
     "interval_words",
     "join",
     "memory_words",
@@ -62,6 +65,16 @@ def interval_words(low: str, high: str) -> str:
 def join(names: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def import_words(check: ImportCheck | None) -> str:
+    """How far the imported graph is from the model as it came."""
+    if check is None:
+        return NO_FIGURE
+    images = plural(check.images, "image")
+    if check.max_abs == 0:
+        return f"the same as {check.runtime}, to the bit, on {images}"
+    return f"at most {check.max_abs:.2g} ({check.relative:.1e} of the range) from {check.runtime} on {images}"
 
 
 def plural(count: int, noun: str) -> str:
