@@ -22,9 +22,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Reruns every table under benchmarks/ (about ten minutes; needs the real data, see benchmarks/README.md).
+# Reruns the tables under benchmarks/ (about ten minutes; needs the real data, see benchmarks/README.md), but for
+# benchmarks.coverage, which takes an hour and a half.
 bench: $(VENV)/.test
-	for script in startup export_time identity coreml_precision whole_command; do \
+	for script in startup export_time import_time identity coreml_precision whole_command; do \
 		$(BIN)/python -m benchmarks.$$script || exit 1; done
 
 $(VENV)/.installed: pyproject.toml constraints.txt
