@@ -205,6 +205,16 @@ def test_a_damaged_file_is_exit_2_everywhere(edge_resnet: Command, tmp_path: Pat
             assert "Traceback" not in err
 
 
+def test_a_torchscript_file_is_told_how_to_export(
+    edge_resnet: Command, small_module: torch.nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "scripted.pt"
+    torch.jit.save(torch.jit.trace(small_module, torch.zeros(1, 3, 32, 32)), str(path))
+    code, _, err = edge_resnet("inspect", path)
+    assert code == 2
+    assert "a TorchScript file; export the module itself: torch.export.save(" in err
+
+
 def test_an_unknown_operator_names_the_node(edge_resnet: Command, tmp_path: Path) -> None:
     node = onnx.helper.make_node("Erf", ["x"], ["y"], name="strange")
     ends = [

@@ -21,7 +21,12 @@ from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import EdgeResnetError, InputError, MissingToolError
 from edge_resnet.files import sha256_of
 from edge_resnet.frontends.torch_export import graph_from_module
-from edge_resnet.frontends.weights import check_finite, load_into, load_state_dict_file
+from edge_resnet.frontends.weights import (
+    check_finite,
+    is_torchscript,
+    load_into,
+    load_state_dict_file,
+)
 from edge_resnet.graph.graph import Graph
 from edge_resnet.models.torchvision_models import import_timm, import_torchvision
 from edge_resnet.models.zoo import DEMO_WEIGHTS, ZOO
@@ -142,6 +147,11 @@ def _source_of(model: str) -> _Source:
     if model.removesuffix(":").endswith(".py"):
         raise InputError(f"{model}: name the callable that returns the model: {model.removesuffix(':')}:NAME")
     if Path(model).suffix in (".pt", ".pth", ".th", ".safetensors"):
+        if is_torchscript(Path(model)):
+            raise InputError(
+                f"{model}: a TorchScript file; export the module itself: torch.export.save(torch.export.export("
+                "model.eval(), (torch.zeros(1, 3, 224, 224),)), 'model.pt2')"
+            )
         raise InputError(f"{model}: a weights file says nothing of the model; give MODEL --weights {model}")
     raise InputError(_elsewhere(model) or unknown_name("model", model, list(ZOO), "see `edge-resnet models`"))
 

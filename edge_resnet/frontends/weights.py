@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from edge_resnet.errors import InputError
 from edge_resnet.files import check_regular_file
 
-__all__ = ["check_finite", "load_into", "load_state_dict_file"]
+__all__ = ["check_finite", "is_torchscript", "load_into", "load_state_dict_file"]
 
 _PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt")
 _NESTED = ("state_dict", "model", "ema", "model_state_dict", "net", "state_dict_ema", "model_ema")
@@ -92,7 +92,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> Any:
-    if _is_torchscript(path):
+    if is_torchscript(path):
         raise InputError(
             f"{path}: a TorchScript file holds a program, which is not run here; save the weights instead: "
             'torch.save(model.state_dict(), "weights.pt")'
@@ -114,7 +114,8 @@ def _read_pickled(path: Path) -> Any:
         raise InputError(f"{path}: truncated or damaged weights file: {reason}") from error
 
 
-def _is_torchscript(path: Path) -> bool:
+def is_torchscript(path: Path) -> bool:
+    """Whether the file is a program of torch.jit.save, not weights."""
     if not zipfile.is_zipfile(path):
         return False
     try:
