@@ -149,8 +149,8 @@ def _source_of(model: str) -> _Source:
     if Path(model).suffix in (".pt", ".pth", ".th", ".safetensors"):
         if is_torchscript(Path(model)):
             raise InputError(
-                f"{model}: a TorchScript file; export the module itself: torch.export.save(torch.export.export("
-                "model.eval(), (torch.zeros(1, 3, 224, 224),)), 'model.pt2')"
+                f"{model}: a TorchScript file; export the module itself: torch.export.save("
+                "torch.export.export(model.eval(), (torch.zeros(1, 3, 224, 224),)), 'model.pt2')"
             )
         raise InputError(f"{model}: a weights file says nothing of the model; give MODEL --weights {model}")
     raise InputError(_elsewhere(model) or unknown_name("model", model, list(ZOO), "see `edge-resnet models`"))
