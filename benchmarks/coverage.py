@@ -1,7 +1,7 @@
 """Which models of the family come in, go out in every format, and are the same to the bit?
 
-All ResNets, ResNeXts, wide ResNets and RegNets of torchvision and timm (and timm's relatives: pre-activation,
-Res2Net, SK, ResNeSt, CSP, legacy SE), with seeded random weights and the pictures' batch-norm statistics, at
+Our zoo, all ResNets, ResNeXts, wide ResNets and RegNets of torchvision and timm (and relatives: MobileNets,
+pre-activation, Res2Net, SK, ResNeSt, CSP, legacy SE), with seeded random weights and the pictures' batch-norm statistics, at
 64x64. For each: import, float agreement with torch, int8 on the reference executor, LiteRT, ONNX Runtime and
 the MIL evaluator, ranges read back. Each model runs in a process of its own; results are kept, so that a run
 that was cut off goes on where it was.
@@ -67,14 +67,23 @@ def _save(rows: dict[str, Any]) -> None:
 
 def _names() -> list[str]:
     from edge_resnet.models.torchvision_models import import_timm, import_torchvision
+    from edge_resnet.models.zoo import ZOO
 
     models, timm = import_torchvision().models, import_timm()
     wanted = ("resnet", "resnext", "wide_resnet", "regnet")
-    own = [f"torchvision:{n}" for n in models.list_models(module=models) if n.startswith(wanted)]
-    return own + [f"timm:{n}" for module in TIMM_MODULES for n in timm.list_models(module=module)]
+    ours = [f"zoo:{name}" for name in ZOO if name != "demo" and not name.endswith("b")]
+    listed = [f"torchvision:{n}" for n in models.list_models(module=models) if n.startswith(wanted)]
+    mobile = [f"torchvision:mobilenet_{kind}" for kind in ("v2", "v3_small", "v3_large")]
+    return [
+        *ours,
+        *listed,
+        *mobile,
+        *(f"timm:{n}" for module in TIMM_MODULES for n in timm.list_models(module=module)),
+    ]
 
 
 def _summary(rows: dict[str, Any]) -> dict[str, Any]:
+    rows = {name: row for name, row in rows.items() if row.get("family") != "zoo"}
     tried = {name: row for name, row in rows.items() if "skipped" not in row}
     core = {n: r for n, r in tried.items() if r.get("family") in ("torchvision", "resnet", "regnet")}
 
@@ -100,6 +109,7 @@ def _verdict(row: dict[str, Any]) -> str:
 
 # The family of a model by its name; the first that fits.
 FAMILIES = (
+    ("mobile (depthwise, inverted residuals)", r"mobile"),
     ("RegNetZ and -V (SE, inverted, SiLU)", r"regnet[zv]"),
     ("RegNet X and Y (Y with SE)", r"regnet"),
     ("SK (selective kernel)", r"sk"),
@@ -222,6 +232,7 @@ def _measure(source: str, model: str, row: dict[str, Any]) -> None:
     from edge_resnet.graph.float_executor import FloatExecutor
     from edge_resnet.graph.passes import lower_for_integers, simplify
     from edge_resnet.models.torchvision_models import import_timm, import_torchvision
+    from edge_resnet.models.zoo import ZOO
 
     torch.manual_seed(SEED)
     if source == "timm":
@@ -231,8 +242,10 @@ def _measure(source: str, model: str, row: dict[str, Any]) -> None:
             row["skipped"] = f"{params / 1e6:.0f} million parameters"
             return
         module = import_timm().create_model(model, num_classes=100)
+    elif source == "zoo":
+        module = ZOO[model].build(100)
     else:
-        extra = {} if model.startswith("regnet") else {"zero_init_residual": True}
+        extra = {"zero_init_residual": True} if "resne" in model else {}
         module = import_torchvision().models.get_model(model, num_classes=100, **extra)
     row["params"] = sum(p.numel() for p in module.parameters())
     module = _settled(module)
