@@ -1,10 +1,10 @@
 """Which models of the family come in, go out in every format, and are the same to the bit?
 
 Our zoo, all ResNets, ResNeXts, wide ResNets and RegNets of torchvision and timm (and relatives: MobileNets,
-pre-activation, Res2Net, SK, ResNeSt, CSP, legacy SE), with seeded random weights and the pictures' batch-norm statistics, at
-64x64. For each: import, float agreement with torch, int8 on the reference executor, LiteRT, ONNX Runtime and
-the MIL evaluator, ranges read back. Each model runs in a process of its own; results are kept, so that a run
-that was cut off goes on where it was.
+pre-activation, Res2Net, SK, ResNeSt, CSP, legacy SE), with seeded random weights and the pictures' batch-norm
+statistics, at 64x64. For each: import, float agreement with torch, int8 on the reference executor, LiteRT,
+ONNX Runtime and the MIL evaluator, ranges read back. Each model runs in a process of its own; results are
+kept, so that a run that was cut off goes on where it was.
 
     python -m benchmarks.coverage                     everything (about an hour and a half)
     python -m benchmarks.coverage timm:resnet18 ...   these

@@ -78,6 +78,12 @@ def test_odd_ends_of_the_family() -> None:
     _check(Odd(), 18)
 
 
+def test_gates_of_images_and_of_vectors() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    _check(nn.Sequential(*layers, nn.Linear(8, 8), nn.Hardswish(), nn.Linear(8, 4), nn.SiLU()), 16)
+
+
 def test_names_are_the_modules_paths() -> None:
     graph = graph_from_module(CifarResNet(8), "m", (32, 32), MEAN, STD)
     names = {node.name for node in graph.nodes}

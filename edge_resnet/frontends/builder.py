@@ -124,8 +124,9 @@ class GraphBuilder(NodeBuilder):
 
     def gated(self, kind: type[g.Node], name: str, x: Value) -> Value:
         """x * gate(x): SiLU with a sigmoid, hard swish with a hard sigmoid."""
-        gate = self.elementwise(kind, f"{name}/gate", x)
-        return replace(x, node=self.add(g.Mul, name, x.node, gate.node).node)
+        source = self._channel_image(x, name) if len(self._shapes[x.node]) == 1 else x
+        gate = self.elementwise(kind, f"{name}/gate", source)
+        return replace(x, node=self.add(g.Mul, name, source.node, gate.node).node)
 
     def arithmetic(self, kind: str, name: str, a: Value | Array, b: Value | Array) -> Value:
         """`add`, `sub`, `mul` or `div` of two tensors, or of one and a constant."""
