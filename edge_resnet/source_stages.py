@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
+from edge_resnet.compression.output_range import lacks_output_range, with_output_range
 from edge_resnet.data.images import open_images
 from edge_resnet.errors import InputError
 from edge_resnet.files import sha256_of
@@ -113,6 +115,9 @@ def import_source(run: Run) -> None:
         graph = import_graph(run.model, run.preprocess)
         _check_classes(run, graph)
         graph = Graph(graph.name, graph.nodes, run.images.classes)
+        if lacks_output_range(graph):
+            graph = with_output_range(graph, _calibration_batches(run))
+            run.note("the source leaves its logits in float: their range is that of the calibration images")
         run.import_check = check_import(
             run.model.name,
             graph,
@@ -133,6 +138,13 @@ def _check_classes(run: Run, graph: Graph) -> None:
             f"{run.model.name} answers {'x'.join(map(str, graph.output_shape))} values but the data has "
             f"{len(classes)} classes ({', '.join(classes[:3])}, ...): not a pair"
         )
+
+
+def _calibration_batches(run: Run) -> Iterator[np.ndarray]:
+    train, settings = run.images.split("train"), run.recipe.calibration
+    chosen = train.order(run.recipe.seed)[: settings.images]
+    for batch in train.batches(chosen, run.preprocess, settings.batch, run.recipe.evaluate.skip_corrupt):
+        yield batch.pixels
 
 
 def _check_images(run: Run, graph: Graph) -> np.ndarray:

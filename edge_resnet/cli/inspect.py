@@ -65,6 +65,7 @@ def _model_document(
     """The graph, its family, the import check, what would lose in int8 and which target would refuse what."""
     from dataclasses import asdict
 
+    from edge_resnet.compression.output_range import lacks_output_range, with_output_range
     from edge_resnet.compression.risks import quantization_risks
     from edge_resnet.frontends.sources import import_graph, open_model, resolve_preprocess
     from edge_resnet.graph.family import family
@@ -78,6 +79,8 @@ def _model_document(
         _assumed(opened.preprocess_defaults, recipe.preprocess), recipe.preprocess
     )
     graph = import_graph(opened, preprocess)
+    if lacks_output_range(graph):
+        graph = with_output_range(graph, [random_images(graph)])
     check = check_import(
         opened.name, graph, opened.checker(preprocess), random_images(graph), rounded=requantize
     )

@@ -172,6 +172,8 @@ def _spread(graph: Graph) -> list[Node]:
 
 def _problem(node: Node, graph: Graph) -> str:
     """Why a node has no meaning in integers, or nothing."""
+    if node.quant is None and node is graph.output and isinstance(node, Linear):
+        return "" if isinstance(node.weights, IntWeights) else "it stays in float"  # see output_range.py
     if node.quant is None:
         return "it stays in float"
     if isinstance(node, BatchNorm):
