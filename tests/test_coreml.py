@@ -7,6 +7,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -465,3 +466,17 @@ def test_the_macs_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(_StandIn(fail=True))
     with pytest.raises(VerificationError, match=r"does not run it: no predictions$"):
         runner.open_coreml(tmp_path).logits(pixels)
+
+
+def test_scales_that_float16_would_change_are_refused(small_quantized: Graph, tmp_path: Path) -> None:
+    """As models that came quantized have them; our own are exact."""
+    output = small_quantized.output
+    assert output.quant is not None
+    other = replace(output, quant=g.QuantParams(float(np.float32(0.1234567)), output.quant.zero_point))
+    graph = small_quantized.with_nodes([*small_quantized.nodes[:-1], other])
+    path = tmp_path / "m.mlpackage"
+    with pytest.raises(GraphError, match=r"not exact in float16; --set export\.coreml_precision=float32"):
+        write_coreml(graph, path, precision="float16", labels=())
+    assert not path.exists()
+    write_coreml(graph, path, precision="float32", labels=())
+    assert not compare_ranges(graph, read_coreml(path)).mismatches

@@ -209,7 +209,8 @@ class MilWriter:
     def _quantize(self, node: Node, value: Any) -> None:
         quant = node.quant
         assert quant is not None
-        parameters = {"scale": self.dtype(quant.scale), "zero_point": np.int8(quant.zero_point)}
+        scale = self.exact(node, quant.scale)[()]
+        parameters = {"scale": scale, "zero_point": np.int8(quant.zero_point)}
         name = self.name(node, "quantized")
         integers = self.mb.quantize(input=value, output_dtype="int8", name=name, **parameters)
         self.made[node.name] = self.mb.dequantize(input=integers, name=self.name(node, "value"), **parameters)
@@ -255,6 +256,16 @@ class MilWriter:
             raise GraphError(f"node {node.name!r}: a number is too large for {np.dtype(self.dtype).name}")
         return typed
 
+    def exact(self, node: Node, scales: Any) -> Any:
+        """Scales in the program's type; GraphError where that would change them."""
+        typed = self.stored(node, scales)
+        if not np.array_equal(typed.astype(np.float32), np.asarray(scales, np.float32)):
+            raise GraphError(
+                f"node {node.name!r}: a scale of the source is not exact in {np.dtype(self.dtype).name}; "
+                "--set export.coreml_precision=float32 keeps it"
+            )
+        return typed
+
     def weights(self, node: Conv | Linear) -> dict[str, Any]:
         """Weight and bias. Core ML has no integer bias: its real values stand there."""
         weights = node.weights
@@ -265,7 +276,7 @@ class MilWriter:
         weight = self.mb.constexpr_affine_dequantize(
             quantized_data=weights.weight,
             zero_point=np.zeros(len(weights.scale), np.int8),
-            scale=self.stored(node, weights.scale),
+            scale=self.exact(node, weights.scale),
             axis=np.int32(0),
             name=self.name(node, "weight"),
         )
