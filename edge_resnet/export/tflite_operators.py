@@ -56,16 +56,6 @@ def padding_amounts(padding: Padding) -> NDArray[np.int32]:
     return np.array([[0, 0], [padding.top, padding.bottom], [padding.left, padding.right], [0, 0]], np.int32)
 
 
-def _same_padding(shape: Shape, reach: tuple[int, int], stride: tuple[int, int]) -> Padding:
-    """The rows and columns that TensorFlow's SAME adds: the odd one at the end."""
-    totals = [
-        max(0, (-(-size // step) - 1) * step + window - size)
-        for size, window, step in zip(shape[1:], reach, stride, strict=True)
-    ]
-    top, left = totals[0] // 2, totals[1] // 2
-    return Padding(top, left, totals[0] - top, totals[1] - left)
-
-
 _FUSED = {
     Activation.NONE: schema.ActivationFunctionType.NONE,
     Activation.RELU: schema.ActivationFunctionType.RELU,
@@ -88,7 +78,7 @@ def _conv(writer: TfliteWriter, node: Conv) -> None:
     reach = tuple((k - 1) * d + 1 for k, d in zip(weight.shape[2:], node.dilation, strict=True))
     source, padding = writer.source(node), _VALID
     if node.padding:
-        if node.padding == _same_padding(writer.source_shape(node), reach, node.stride):
+        if node.padding == Padding.same(writer.source_shape(node)[1:], reach, node.stride):
             padding = _SAME
         else:
             source = writer.padded(node, node.padding)
@@ -143,7 +133,7 @@ def _pool(
 def _max_pool(writer: TfliteWriter, node: MaxPool) -> None:
     source, padding = None, _VALID
     if node.padding:
-        if node.padding == _same_padding(writer.source_shape(node), node.kernel, node.stride):
+        if node.padding == Padding.same(writer.source_shape(node)[1:], node.kernel, node.stride):
             padding = _SAME
         else:
             # Zeros do not win against a ReLU's output; against anything else the lowest value does not.

@@ -352,14 +352,10 @@ class GraphBuilder(NodeBuilder):
             return g.Padding()
         if word not in ("same", "same_upper", "same_lower"):
             raise GraphError(f"padding {padding!r}")
-        totals = [
-            max(0, (-(-size // step) - 1) * step + window - size)
-            for size, window, step in zip(x.size[2:], reach, stride, strict=True)
-        ]
-        less = [total // 2 for total in totals]
-        more = [total - half for total, half in zip(totals, less, strict=True)]
-        first, last = (more, less) if word == "same_lower" else (less, more)
-        return g.Padding(first[0], first[1], last[0], last[1])
+        same = g.Padding.same(x.size[2:], reach, stride)
+        if word == "same_lower":
+            return g.Padding(same.bottom, same.right, same.top, same.left)
+        return same
 
 
 def affine_of(kind: str, a: Value | Array, b: Value | Array) -> tuple[Value, Array, Array]:

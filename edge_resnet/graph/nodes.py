@@ -115,6 +115,15 @@ class Padding:
     def symmetric(cls, vertical: int, horizontal: int) -> Padding:
         return cls(vertical, horizontal, vertical, horizontal)
 
+    @classmethod
+    def same(cls, size: Sequence[int], reach: Sequence[int], stride: Sequence[int]) -> Padding:
+        """What TensorFlow's SAME adds to rows and columns of `size`: the odd one at the end."""
+        rows, columns = (
+            max(0, (-(-length // step) - 1) * step + window - length)
+            for length, window, step in zip(size, reach, stride, strict=True)
+        )
+        return cls(rows // 2, columns // 2, rows - rows // 2, columns - columns // 2)
+
 
 @dataclass(frozen=True, eq=False)
 class FloatWeights:
