@@ -1,6 +1,6 @@
 """The stages of `compress`, in order: open, train, import, quantize, export, prove, benchmark, report.
 
-The first three are in source_stages.py.
+The first three are in source_stages.py, the fourth in quantization_stages.py.
 
 Everything is written into a folder beside the final place and moved there in the end, so that a run that
 fails or is interrupted leaves what was there before.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_resnet.compression.calibrate import calibrate
-from edge_resnet.compression.quantize import quantize
 from edge_resnet.data.images import ImageSplit
 from edge_resnet.errors import InputError
 from edge_resnet.export.coreml_library import import_coremltools
 from edge_resnet.files import check_writable, replace_directory
-from edge_resnet.graph.passes import (
-    fold_normalization_std,
-    lower_for_integers,
-)
+from edge_resnet.graph.passes import fold_normalization_std
 from edge_resnet.graph.reference import ReferenceExecutor
 from edge_resnet.progress import Progress, SilentProgress
+from edge_resnet.quantization_stages import quantize_source
 from edge_resnet.recipe import load_recipe
 from edge_resnet.run import Run
 from edge_resnet.run_directory import EvaluationRecord, Probe, write_graph_directory
@@ -101,7 +97,7 @@ def _run(run: Run, work: Path, command: str) -> RunResult:
     train_source(run)
     import_source(run)
     if run.quantized is None:
-        _quantize(run)
+        quantize_source(run)
     paths = _export(run, work)
     validation = run.images.split("val")
     chosen = validation.order(run.recipe.seed)[: run.recipe.evaluate.images]
@@ -117,28 +113,6 @@ def _run(run: Run, work: Path, command: str) -> RunResult:
     _move_into_place(work, run.out)
     failures = tuple(failure for proof in proofs.artifacts for failure in proof.failures)
     return RunResult(report, run.out, failures)
-
-
-def _quantize(run: Run) -> None:
-    assert run.floating is not None
-    train = run.images.split("train")
-    settings = run.recipe.calibration
-    chosen = train.order(run.recipe.seed)[: settings.images]
-    if len(chosen) < settings.images:
-        run.note(
-            f"calibration takes all {len(chosen)} images there are (calibration.images {settings.images})"
-        )
-    with run.stage("quantize", len(chosen)) as advance:
-        graph = lower_for_integers(run.floating)
-
-        def pixels() -> Iterator[np.ndarray]:
-            for batch in train.batches(
-                chosen, run.preprocess, settings.batch, run.recipe.evaluate.skip_corrupt
-            ):
-                yield batch.pixels
-                advance(len(batch.pixels))
-
-        run.quantized = quantize(graph, calibrate(graph, pixels()))
 
 
 def _export(run: Run, work: Path) -> dict[Target, Path]:

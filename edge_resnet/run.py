@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edge_resnet.compression.record import QuantizationRecord
 from edge_resnet.data.images import ImageData
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.frontends.sources import SourceModel
@@ -46,6 +47,7 @@ class Run:
     quantized: Graph | None = None
     import_check: ImportCheck | None = None
     baseline: Runner | None = None
+    record: QuantizationRecord = field(default_factory=QuantizationRecord)
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Any]:

@@ -1,7 +1,6 @@
-"""A recipe: everything that decides numbers, as a typed, validated value.
+"""A recipe from YAML (`--recipe FILE`), changed by `--set KEY=VALUE`.
 
-A recipe is YAML (`--recipe FILE`), changed by `--set KEY=VALUE`. An unknown key is an error that names the
-nearest one.
+An unknown key is an error that names the nearest one.
 """
 
 from __future__ import annotations
@@ -9,88 +8,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from edge_resnet.errors import InputError
+from edge_resnet.recipe.sections import Recipe
 
-__all__ = ["Calibration", "Evaluation", "Export", "LocalBenchmark", "Recipe", "Train", "load_recipe"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Train(_Section):
-    """Training on the train split before anything else, from random or from given weights. `epochs: 0`: none.
-
-    SGD with Nesterov momentum 0.9. `learning_rate` is the one-cycle schedule's peak, reached after `warmup`
-    of all steps. `weight_decay` spares biases and batch normalization. `flip`: mirrored images, wrong for
-    digits and letters. `crop_padding`: pixels of random shift. `crop_area`: random crops of at least this
-    part of the image, enlarged to its size; 1.0: none. `precision` is the arithmetic's; weights are float32.
-    """
-
-    epochs: int = Field(default=0, ge=0)
-    batch: int = Field(default=128, ge=2)
-    learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    warmup: float = Field(default=0.25, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    flip: bool = True
-    crop_padding: int = Field(default=4, ge=0, le=256)
-    crop_area: float = Field(default=1.0, gt=0, le=1)
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    device: Literal["cpu", "cuda"] = "cpu"
-
-
-class Calibration(_Section):
-    """Which images set the ranges of activations: the first `images` of the shuffled train split."""
-
-    images: int = Field(default=512, ge=0)
-    batch: int = Field(default=32, ge=1)
-
-
-class Evaluation(_Section):
-    """What is measured on the test split. `images: null` takes all of them."""
-
-    images: int | None = Field(default=None, ge=1)
-    parity_images: int = Field(default=2000, ge=1)
-    emulated_images: int = Field(default=2000, ge=1)
-    batch: int = Field(default=50, ge=1)
-    skip_corrupt: bool = False
-
-
-class Export(_Section):
-    """The ends and the precision of artifacts.
-
-    `coreml_precision` is the float type of coreml-int8 programs: float32 answers as the integers say, on CPU
-    and GPU; float16 also runs on the Neural Engine, and rounds every tensor to 11 bits on the way.
-    """
-
-    tflite_io: Literal["uint8", "int8", "float32"] = "uint8"
-    coreml_precision: Literal["float16", "float32"] = "float32"
-
-
-class LocalBenchmark(_Section):
-    """Latency on this machine; `runs: 0` leaves it out."""
-
-    runs: int = Field(default=200, ge=0)
-    threads: int = Field(default=1, ge=1)
-
-
-class Recipe(_Section):
-    """The whole recipe. `preprocess` overrides what the model's source declares."""
-
-    name: str = "ptq"
-    seed: int = Field(default=0, ge=0)
-    preprocess: dict[str, Any] = Field(default_factory=dict)
-    train: Train = Train()
-    calibration: Calibration = Calibration()
-    evaluate: Evaluation = Evaluation()
-    export: Export = Export()
-    benchmark: LocalBenchmark = LocalBenchmark()
+__all__ = ["load_recipe"]
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | None, settings: Sequence[str] = ()) -> Recipe:

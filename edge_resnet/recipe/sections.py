@@ -1,0 +1,188 @@
+"""The sections of a recipe. Everything that decides numbers is here, with its default and its bounds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Calibration",
+    "Distillation",
+    "Evaluation",
+    "Export",
+    "LocalBenchmark",
+    "Optimization",
+    "Qat",
+    "Recipe",
+    "Repair",
+    "Rounding",
+    "Sensitivity",
+    "Train",
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimization(_Section):
+    """How a module is trained on the train split. `epochs: 0`: not at all.
+
+    `optimizer` sgd has Nesterov momentum 0.9. `learning_rate` is the one-cycle schedule's peak, reached after
+    `warmup` of all steps. `weight_decay` spares biases and batch normalization. `flip`: mirrored images,
+    wrong for digits and letters. `crop_padding`: pixels of random shift. `crop_area`: random crops of at
+    least this part of the image, enlarged to its size; 1.0: none. `precision` is the arithmetic's; weights
+    are float32. `batch` is the number of images of a step, over all devices.
+    """
+
+    epochs: int = Field(default=0, ge=0)
+    batch: int = Field(default=128, ge=2)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    warmup: float = Field(default=0.25, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    flip: bool = True
+    crop_padding: int = Field(default=4, ge=0, le=256)
+    crop_area: float = Field(default=1.0, gt=0, le=1)
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class Train(Optimization):
+    """Training in float before anything else, from random or from given weights."""
+
+
+class Distillation(_Section):
+    """Learning from a teacher's logits as well: the float model itself, or `--teacher`.
+
+    The loss is (1 - weight) * cross entropy + weight * temperature**2 * KL(teacher || student), both at
+    `temperature` (Hinton et al., 2015, 1503.02531). `weight: 0`: no teacher.
+    """
+
+    weight: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+
+
+class Qat(Optimization):
+    """Quantization-aware training, after post-training quantization and its repairs.
+
+    `scales` of activations: fixed at what calibration found; moving-average follows what training sees;
+    learned trains them, and the weights' too (LSQ: Esser et al., 2020, 1902.08153). From `freeze_scales` of
+    all steps on they stay as they are. `batch_norm`: folded into the weights before training, or trained and
+    folded inside each step, with its statistics fixed from `freeze_batch_norm` of all steps on.
+    """
+
+    learning_rate: float = Field(default=0.002, gt=0, allow_inf_nan=False)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
+    scales: Literal["fixed", "moving-average", "learned"] = "fixed"
+    batch_norm: Literal["folded", "trained"] = "folded"
+    freeze_scales: float = Field(default=0.5, ge=0, le=1)
+    freeze_batch_norm: float = Field(default=0.5, ge=0, le=1)
+    distill: Distillation = Distillation()
+
+
+class Calibration(_Section):
+    """Which images set the ranges of activations, the first `images` of the shuffled train split, and how.
+
+    `estimator`: minmax; moving-average of the batches' extremes; percentile (`percentile` % of the values
+    lie within); mse (least squared error); entropy (least divergence, KL).
+    """
+
+    images: int = Field(default=512, ge=0)
+    batch: int = Field(default=32, ge=1)
+    estimator: Literal["minmax", "moving-average", "percentile", "mse", "entropy"] = "minmax"
+    percentile: float = Field(default=99.99, gt=50, le=100)
+
+
+class Rounding(_Section):
+    """Learned rounding of weights, block by block, on the calibration images. `steps: 0`: to nearest.
+
+    Block reconstruction (Li et al., BRECQ, 2021, 2102.05426) with the rectified sigmoid of AdaRound (Nagel et
+    al., 2020, 2004.10568). `steps` for each block, of `batch` images.
+    """
+
+    steps: int = Field(default=0, ge=0)
+    batch: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0, allow_inf_nan=False)
+    regularization: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+
+
+class Repair(_Section):
+    """What is done to a float model or its integers without labels, before any training.
+
+    `equalize`: cross-layer equalization; `correct_biases`: empirical bias correction (both Nagel et al.,
+    2019, 1906.04721); `rounding`: learned rounding of weights.
+    """
+
+    equalize: bool = False
+    correct_biases: bool = False
+    rounding: Rounding = Rounding()
+
+
+class Sensitivity(_Section):
+    """What each layer costs when it alone is quantized, on `images` of the val split; 0: not measured.
+
+    `max_drop` in points: the fewest layers are kept in float with which int8 loses at most this much of the
+    float model's accuracy on those images. null: all layers are int8.
+    """
+
+    images: int = Field(default=0, ge=0)
+    max_drop: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+class Evaluation(_Section):
+    """What is measured on the test split. `images: null` takes all of them.
+
+    `step_images`: on so many the accuracy after each step of quantization is measured, by the integer
+    reference, if there is more than one step.
+    """
+
+    images: int | None = Field(default=None, ge=1)
+    step_images: int = Field(default=1000, ge=0)
+    parity_images: int = Field(default=2000, ge=1)
+    emulated_images: int = Field(default=2000, ge=1)
+    batch: int = Field(default=50, ge=1)
+    skip_corrupt: bool = False
+
+
+class Export(_Section):
+    """The ends and the precision of artifacts.
+
+    `coreml_precision` is the float type of coreml-int8 programs: float32 answers as the integers say, on CPU
+    and GPU; float16 also runs on the Neural Engine, and rounds every tensor to 11 bits on the way.
+    """
+
+    tflite_io: Literal["uint8", "int8", "float32"] = "uint8"
+    coreml_precision: Literal["float16", "float32"] = "float32"
+
+
+class LocalBenchmark(_Section):
+    """Latency on this machine; `runs: 0` leaves it out."""
+
+    runs: int = Field(default=200, ge=0)
+    threads: int = Field(default=1, ge=1)
+
+
+class Recipe(_Section):
+    """The whole recipe. `preprocess` overrides what the model's source declares.
+
+    `quantizer`: who chooses ranges (and trains): this program, or NNCF. `portable_x86`: weights of 7 bits,
+    which cannot saturate ONNX Runtime's 16-bit sums on x86 CPUs with AVX2 but without VNNI.
+    """
+
+    name: str = "ptq"
+    seed: int = Field(default=0, ge=0)
+    preprocess: dict[str, Any] = Field(default_factory=dict)
+    train: Train = Train()
+    quantizer: Literal["edge-resnet", "nncf"] = "edge-resnet"
+    portable_x86: bool = False
+    calibration: Calibration = Calibration()
+    repair: Repair = Repair()
+    qat: Qat = Qat()
+    sensitivity: Sensitivity = Sensitivity()
+    evaluate: Evaluation = Evaluation()
+    export: Export = Export()
+    benchmark: LocalBenchmark = LocalBenchmark()
