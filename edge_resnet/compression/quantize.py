@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_resnet.compression.calibrate import Ranges
 from edge_resnet.compression.scales import snap_scale, tensor_scales
@@ -27,34 +28,48 @@ from edge_resnet.graph.nodes import (
 from edge_resnet.graph.passes.fuse_activations import is_non_negative
 from edge_resnet.graph.streams import parameter_groups
 
-__all__ = ["quantize", "quantize_weights"]
+__all__ = [
+    "MAX_BIAS",
+    "PORTABLE_LIMIT",
+    "integer_weights",
+    "quantize",
+    "quantize_weights",
+    "tensor_parameters",
+    "weight_scales",
+]
+
+# Without VNNI, x86 CPUs with AVX2 add two products of a byte and a weight in 16 bits (VPMADDUBSW), and saturate:
+# 2 * 255 * 63 fits.
+PORTABLE_LIMIT = 63
 
 # A bias of up to 2**30 leaves the other half of int32 to the products.
-_MAX_BIAS = 2**30
+MAX_BIAS = 2**30
 
 
-def quantize(graph: Graph, ranges: Ranges) -> Graph:
+def quantize(graph: Graph, ranges: Ranges, weight_limit: int = 127) -> Graph:
     """The graph in integers. `graph.input` must have its parameters (fold_normalization_into_input).
+
+    `weight_limit`: the largest magnitude of a weight; PORTABLE_LIMIT for all x86 CPUs.
 
     All scales are exact in float16 (rounded up, so that no value is clipped for it): Core ML stores them
     so, and the product of two of them is exact in float32.
     """
     if graph.input.quant is None:
         raise GraphError(f"graph {graph.name!r}: the input has no quantization parameters")
-    parameters = _parameters(graph, ranges)
+    parameters = tensor_parameters(graph, ranges)
     done: list[Node] = []
     for node in graph.nodes:
         quant = parameters[node.name]
         if isinstance(node, Conv | Linear):
             assert isinstance(node.weights, FloatWeights)
-            weights = quantize_weights(node.weights, parameters[node.inputs[0]].scale)
+            weights = quantize_weights(node.weights, parameters[node.inputs[0]].scale, weight_limit)
             done.append(replace(node, quant=quant, weights=weights))
         else:
             done.append(replace(node, quant=quant))
     return graph.with_nodes(done)
 
 
-def _parameters(graph: Graph, ranges: Ranges) -> dict[str, QuantParams]:
+def tensor_parameters(graph: Graph, ranges: Ranges) -> dict[str, QuantParams]:
     """Scale and zero point of every tensor; what moves integers shares them with its input."""
     scales = tensor_scales(graph, ranges)
     parameters: dict[str, QuantParams] = {}
@@ -77,16 +92,27 @@ def _parameters(graph: Graph, ranges: Ranges) -> dict[str, QuantParams]:
     return parameters
 
 
-def quantize_weights(weights: FloatWeights, input_scale: float) -> IntWeights:
-    """Symmetric per-channel int8 weights and the int32 bias for an input of this scale.
+def quantize_weights(weights: FloatWeights, input_scale: float, limit: int = 127) -> IntWeights:
+    """Symmetric per-channel integers in [-limit, limit] and the int32 bias for an input of this scale."""
+    return integer_weights(weights, input_scale, weight_scales(weights, input_scale, limit), limit)
+
+
+def weight_scales(weights: FloatWeights, input_scale: float, limit: int = 127) -> NDArray[np.float32]:
+    """[O]: the scales at which no weight is clipped.
 
     A channel whose bias would not fit gets a larger scale: its weights are tiny beside its bias.
     """
-    channels = weights.weight.reshape(len(weights.weight), -1).astype(np.float64)
-    scale = np.abs(channels).max(1) / 127
-    for_bias = np.abs(weights.bias.astype(np.float64)) / (input_scale * _MAX_BIAS)
-    scale = snap_scale(np.maximum(scale, for_bias))
+    largest = np.abs(weights.weight.reshape(len(weights.weight), -1)).max(1).astype(np.float64) / limit
+    for_bias = np.abs(weights.bias.astype(np.float64)) / (input_scale * MAX_BIAS)
+    return snap_scale(np.maximum(largest, for_bias))
+
+
+def integer_weights(
+    weights: FloatWeights, input_scale: float, scale: NDArray[np.float32], limit: int = 127
+) -> IntWeights:
+    """The nearest integers at these scales [O]."""
     exact = scale.astype(np.float64)
-    q = np.clip(np.rint(channels / exact[:, None]), -127, 127).astype(np.int8)
+    shape = (-1, *[1] * (weights.weight.ndim - 1))
+    q = np.clip(np.rint(weights.weight / exact.reshape(shape)), -limit, limit).astype(np.int8)
     bias = np.rint(weights.bias / (np.float64(input_scale) * exact)).astype(np.int32)
-    return IntWeights(q.reshape(weights.weight.shape), scale, bias)
+    return IntWeights(q, scale, bias)

@@ -65,7 +65,7 @@ from edge_resnet.graph.nodes import (
 )
 from edge_resnet.graph.streams import moves_integers
 
-__all__ = ["ReferenceExecutor", "dequantize", "sigmoid_table"]
+__all__ = ["ReferenceExecutor", "centred_bounds", "dequantize", "integer_function", "sigmoid_table"]
 
 # Integers up to here are exact in float32, whatever the order in which they are summed.
 _EXACT_FLOAT32 = 2**24
@@ -86,7 +86,7 @@ class ReferenceExecutor:
         if not graph.is_quantized:
             raise GraphError(f"graph {graph.name!r} is not quantized")
         self.graph = graph
-        self._functions = [(node, _integer_function(node, graph)) for node in graph.nodes[1:]]
+        self._functions = [(node, integer_function(node, graph)) for node in graph.nodes[1:]]
 
     @torch.no_grad()
     def run(self, pixels: NDArray[np.uint8]) -> NDArray[np.int8]:
@@ -125,7 +125,8 @@ def _quant(node: Node) -> QuantParams:
     return node.quant
 
 
-def _bounds(node: Node) -> tuple[int, int]:
+def centred_bounds(node: Node) -> tuple[int, int]:
+    """Where the node's centred output is cut off."""
     low, high = integer_bounds(node)
     zero = _quant(node).zero_point
     return low - zero, high - zero
@@ -160,7 +161,7 @@ def _conv(node: Conv, graph: Graph) -> NodeFunction:
     weight, bias, multiplier = _weighted(node, graph)
     weight = weight.contiguous(memory_format=torch.channels_last)
     multiplier = multiplier[:, None, None]
-    bounds = _bounds(node)
+    bounds = centred_bounds(node)
 
     def run(x: Tensor) -> Tensor:
         x = _pad(x, node.padding).to(weight.dtype)
@@ -172,7 +173,7 @@ def _conv(node: Conv, graph: Graph) -> NodeFunction:
 
 def _linear(node: Linear, graph: Graph) -> NodeFunction:
     weight, bias, multiplier = _weighted(node, graph)
-    bounds = _bounds(node)
+    bounds = centred_bounds(node)
     return lambda x: _requantize(F.linear(x.to(weight.dtype), weight, bias), multiplier, bounds)
 
 
@@ -181,12 +182,12 @@ def _global_avg_pool(node: GlobalAvgPool, graph: Graph) -> NodeFunction:
     count = int(np.prod(graph.shapes[source][1:]))
     s_x, s_y = np.float32(_quant(graph.by_name[source]).scale), np.float32(_quant(node).scale)
     multiplier = torch.tensor(s_x / (s_y * np.float32(count)))
-    bounds = _bounds(node)
+    bounds = centred_bounds(node)
     return lambda x: _requantize(x.sum((2, 3), keepdim=True, dtype=torch.float64), multiplier, bounds)
 
 
 def _add(node: Add, graph: Graph) -> NodeFunction:
-    bounds = _bounds(node)
+    bounds = centred_bounds(node)
     s_a, s_b, s_y = (np.float32(_quant(graph.by_name[n]).scale) for n in (*node.inputs, node.name))
     if s_a == s_b == s_y:
         return lambda a, b: (a + b).clamp_(*bounds)
@@ -196,7 +197,7 @@ def _add(node: Add, graph: Graph) -> NodeFunction:
 
 def _normalize(node: Normalize, graph: Graph) -> NodeFunction:
     mean, std = (torch.from_numpy(values)[:, None, None] for values in (node.mean, node.std))
-    scale, bounds = torch.tensor(np.float32(_quant(node).scale)), _bounds(node)
+    scale, bounds = torch.tensor(np.float32(_quant(node).scale)), centred_bounds(node)
     zero = 128 + _quant(graph.input).zero_point
     return lambda x: ((x + zero - mean) / std / scale).round_().clamp_(*bounds)
 
@@ -204,7 +205,7 @@ def _normalize(node: Normalize, graph: Graph) -> NodeFunction:
 def _mul(node: Mul, graph: Graph) -> NodeFunction:
     s_a, s_b = (np.float32(_quant(graph.by_name[name]).scale) for name in node.inputs)
     multiplier = torch.tensor(s_a * s_b / np.float32(_quant(node).scale))
-    bounds = _bounds(node)
+    bounds = centred_bounds(node)
     return lambda a, b: _requantize(a * b, multiplier, bounds)
 
 
@@ -234,7 +235,7 @@ def _border(node: Pad, graph: Graph) -> NodeFunction:
 
 
 def _relu(node: Relu, graph: Graph) -> NodeFunction:
-    bounds = _bounds(node)
+    bounds = centred_bounds(node)
     return lambda x: x.clamp(*bounds)
 
 
@@ -269,7 +270,8 @@ _FUNCTIONS: dict[type[Node], Callable[..., NodeFunction]] = {
 }
 
 
-def _integer_function(node: Node, graph: Graph) -> NodeFunction:
+def integer_function(node: Node, graph: Graph) -> NodeFunction:
+    """What the node does to centred integers, held in floats: centred inputs to centred output."""
     if type(node) not in _FUNCTIONS:
         raise GraphError(f"node {node.name!r} ({type(node).__name__}) has no meaning in integers")
     if moves_integers(node) and any(graph.by_name[name].quant != node.quant for name in node.inputs):
