@@ -1,20 +1,21 @@
 """The arithmetic of quantization-aware training: layers in integers, and their gradient.
 
 Training does not simulate the integers, it computes with them. A tensor is held as its centred integers
-q - z (as graph/reference.py holds it), which bfloat16 represents exactly, none being larger than 255. A layer is
+q - z (as graph/reference.py holds it), which bfloat16 represents exactly: none is larger than 255. A layer is
 
     q = clamp(round((conv(x, w) + b) * m), low, high)        m = s_x * s_w / s_y
 
-with w and b the integers of weight and bias. In float32 and at evaluation this is the reference's own
-arithmetic. The gradient is the straight-through estimator (Bengio et al., 2013, 1308.3432): rounding counts as
-the identity, and what was clamped gets none.
+with w and b the integers of weight and bias. In float32 this is the reference's own arithmetic. The gradient
+is the straight-through estimator (Bengio et al., 2013, 1308.3432): rounding counts as the identity, and what
+was clamped gets none.
 
-torch's own fake quantization works in real numbers, and takes (torch 2.13, CPU, bfloat16) some thirty times as
-long for a tensor as the two passes of rounding and clamping here.
+torch's own fake quantization works in real numbers, and takes (torch 2.13, CPU, bfloat16) some thirty times
+as long for a tensor as the two passes of rounding and clamping here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,10 @@ from torch import Tensor
 
 from edge_resnet.graph.nodes import Conv, Linear, Padding
 
-__all__ = ["Geometry", "IntegerLayer", "RoundAndClamp", "per_channel", "stored_like"]
+__all__ = ["Geometry", "integer_layer", "per_channel", "round_and_clamp", "stored_like"]
+
+
+_NO_BORDER = Padding()
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Geometry:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    border: Padding = Padding()
+    border: Padding = _NO_BORDER
 
     @classmethod
     def of(cls, node: Conv | Linear) -> Geometry:
@@ -88,10 +92,10 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-class IntegerLayer(torch.autograd.Function):
+class _IntegerLayer(torch.autograd.Function):
     """Convolution or fully connected layer, requantized: all scales are constants of the step.
 
-    apply(x, weight, bias, scale_w, s_x, s_y, low, high, limit, geometry) -> centred integers.
+    integer_layer(x, weight, bias, scale_w, s_x, s_y, low, high, limit, geometry) -> centred integers.
     `x` holds centred integers, float32 or bfloat16; `weight` and `bias` are real, float32; `scale_w` [O].
     """
 
@@ -112,7 +116,7 @@ class IntegerLayer(torch.autograd.Function):
         integers = (weight / per_channel(scale_w, weight)).round_().clamp_(-limit, limit)
         multiplier = s_x * scale_w / s_y
         shift = (bias / (s_x * scale_w)).round_() * multiplier
-        zero, one = torch.zerosstored_like(shift), torch.onesstored_like(shift)
+        zero, one = torch.zeros_like(shift), torch.ones_like(shift)
         sums = geometry.sums(x, stored_like(integers, x))
         # Times the multiplier, plus the bias, in float32 inside, in one pass over `sums`.
         q = torch.batch_norm(sums, multiplier, shift, zero, one, False, 0.0, 0.0, False)
@@ -132,8 +136,8 @@ class IntegerLayer(torch.autograd.Function):
         return of_x, of_weight.float() * (s_x / s_y), of_bias, *[None] * 7
 
 
-class RoundAndClamp(torch.autograd.Function):
-    """apply(v, low, high): the integers of real values in steps of the output."""
+class _RoundAndClamp(torch.autograd.Function):
+    """round_and_clamp(v, low, high): the integers of real values in steps of the output."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, low: float, high: float) -> Tensor:
@@ -153,3 +157,7 @@ def stored_like(weight: Tensor, x: Tensor) -> Tensor:
     if weight.ndim == 4:
         return weight.to(x.dtype, memory_format=torch.channels_last)
     return weight.to(x.dtype)
+
+
+integer_layer: Callable[..., Tensor] = _IntegerLayer.apply
+round_and_clamp: Callable[..., Tensor] = _RoundAndClamp.apply

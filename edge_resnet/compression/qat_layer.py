@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_resnet.compression.integer_layer import Geometry, IntegerLayer, per_channel, stored_like
+from edge_resnet.compression.integer_layer import Geometry, integer_layer, per_channel, stored_like
 from edge_resnet.compression.quantize import MAX_BIAS, integer_weights
 from edge_resnet.compression.scales import snap_scale
 from edge_resnet.graph.nodes import Conv, FloatWeights, IntWeights, Linear
@@ -21,13 +21,14 @@ _EPSILON = 1e-5
 class QatLayer(nn.Module):
     """Weight and bias in real numbers; `limit` is the largest integer of a weight.
 
-    With `batch_norm: trained`, the weight is that before batch normalization: gamma / deviation is folded into
-    it in every step, so that the integers are those that will be shipped (Jacob et al., 2017, 1712.05877,
-    section 3.2). While batch statistics are used, the folded weight has the running deviation, and the sums are
-    normalized with the batch's: one convolution, not two.
+    With `batch_norm: trained`, the weight is that before batch normalization: gamma / deviation is folded
+    into it in every step, so that the integers are those that will be shipped (Jacob et al., 2017,
+    1712.05877, section 3.2). While batch statistics are used, the folded weight has the running deviation,
+    and the sums are normalized with the batch's: one convolution, not two.
     """
 
     mean: Tensor
+    first_scale: Tensor
     variance: Tensor
     statistics_fixed: Tensor
 
@@ -66,7 +67,7 @@ class QatLayer(nn.Module):
         weight, bias = self.folded()
         scale = self._range_scale(weight, bias, float(s_x))
         x = self.geometry.bordered(x)
-        return IntegerLayer.apply(  # type: ignore[no-any-return]
+        return integer_layer(
             x, weight, bias, scale, float(s_x), float(s_y), low, high, self.limit, self.geometry
         )
 

@@ -1,7 +1,7 @@
 """A quantized graph as a torch module whose weights can be trained.
 
-In training it computes as integer_layer.py says; in evaluation it is the integer reference itself. Trained are
-the weights and biases of the float graph (batch normalization folded), and, as the recipe says, the scales.
+In training it computes as integer_layer.py says; in evaluation it is the integer reference itself. Trained
+are the weights and biases of the float graph, and, as the recipe says, batch normalization and the scales.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_resnet.compression.integer_layer import RoundAndClamp
+from edge_resnet.compression.integer_layer import round_and_clamp
 from edge_resnet.compression.qat_layer import QatLayer
 from edge_resnet.compression.quantize import tensor_parameters
 from edge_resnet.errors import GraphError
@@ -66,7 +66,7 @@ class QatModule(nn.Module):
         if settings.scales == "learned":
             self.log_scale = nn.Parameter(torch.zeros(len(groups)))
         self._functions: list[tuple[Node, NodeFunction]] = []
-        self.register_load_state_dict_post_hook(lambda module, keys: self._rebuild())
+        self.register_load_state_dict_post_hook(_rebuilt)  # type: ignore[no-untyped-call]
         self._rebuild()
 
     def inputs(self, pixels: np.ndarray) -> Tensor:
@@ -101,7 +101,7 @@ class QatModule(nn.Module):
                 self.frozen.fill_(due)
                 self._set_parameters()
         if settings.batch_norm == "trained" and step >= settings.freeze_batch_norm * total:
-            for layer in self.layers.values():
+            for layer in self._layers():
                 layer.freeze_batch_norm()
 
     def finish(self) -> Graph:
@@ -117,19 +117,27 @@ class QatModule(nn.Module):
         The function stays what it is: the layer's own mean and deviation become its shift and its scale. So
         it does not matter whether the source had its batch normalization folded.
         """
-        for layer in self.layers.values():
+        for layer in self._layers():
             layer.observe_statistics(True)
         with torch.no_grad():
             for images in batches:
                 self(images)
-        for layer in self.layers.values():
+        for layer in self._layers():
             layer.observe_statistics(False)
+
+    def _layer(self, node: Node) -> QatLayer:
+        layer = self.layers[_key(node)]
+        assert isinstance(layer, QatLayer)
+        return layer
+
+    def _layers(self) -> list[QatLayer]:
+        return [layer for layer in self.layers.values() if isinstance(layer, QatLayer)]
 
     def _integers(self) -> Graph:
         nodes: list[Node] = []
         for node in self.graph.nodes:
             if isinstance(node, Conv | Linear):
-                layer = self.layers[_key(node)]
+                layer = self._layer(node)
                 nodes.append(replace(node, weights=layer.integers(self._scale_of(node.inputs[0]))))
             else:
                 nodes.append(node)
@@ -183,27 +191,26 @@ class QatModule(nn.Module):
         def run(*inputs: Tensor) -> Tensor:
             real = compute(*(x.float() * self._step(s) for x, s in zip(inputs, node.inputs, strict=True)))
             self._watch(node.name, real)
-            values = RoundAndClamp.apply(real / self._step(node.name), low, high)
-            return values.to(self.dtype)  # type: ignore[no-any-return]
+            values = round_and_clamp(real / self._step(node.name), low, high)
+            return values.to(self.dtype)
 
         return run
 
     def _weighted(self, node: Conv | Linear, low: float, high: float) -> NodeFunction:
-        layer = self.layers[_key(node)]
-        assert isinstance(layer, QatLayer)
+        layer = self._layer(node)
         source, last = node.inputs[0], node.name == self.graph.output.name
 
         def run(x: Tensor) -> Tensor:
             s_x, s_y = self._step(source), self._step(node.name)
             if last:
-                # Logits are left as they are: their range is set anew in the end, and the largest of them, the
-                # one that matters, would lose its gradient to a range that was seen before training.
+                # Logits are not rounded: their range is set anew in the end, and the largest of them, the one
+                # that matters, would lose its gradient to a range that was seen before training.
                 return layer.unrounded(x.float(), s_x, s_y)
             if self._is_fixed and layer.is_fixed:
                 return layer.fixed(x, s_x, s_y, low, high)
             steps = layer.unrounded(x, s_x, s_y)
             self._watch(node.name, steps, s_y)
-            return RoundAndClamp.apply(steps, low, high)  # type: ignore[no-any-return]
+            return round_and_clamp(steps, low, high)
 
         return run
 
@@ -226,6 +233,10 @@ class QatModule(nn.Module):
         for bounds, seen in zip((self.low, self.high), torch.aminmax(values), strict=True):
             index = self._index[name]
             bounds[index] += _MOMENTUM * (float(seen) * float(step) - float(bounds[index]))
+
+
+def _rebuilt(module: QatModule, _: object) -> None:
+    module._rebuild()
 
 
 def _mean(x: Tensor) -> Tensor:

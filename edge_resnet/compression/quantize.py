@@ -38,8 +38,8 @@ __all__ = [
     "weight_scales",
 ]
 
-# Without VNNI, x86 CPUs with AVX2 add two products of a byte and a weight in 16 bits (VPMADDUBSW), and saturate:
-# 2 * 255 * 63 fits.
+# Without VNNI, x86 CPUs with AVX2 add two products of a byte and a weight in 16 bits (VPMADDUBSW), which
+# saturate; 2 * 255 * 63 fits.
 PORTABLE_LIMIT = 63
 
 # A bias of up to 2**30 leaves the other half of int32 to the products.
