@@ -11,7 +11,8 @@ NAME/weight (int8), NAME/bias (int32). What the fusion needs, found by trying:
 A ReLU is not written where its output's zero point is the lowest integer, since quantizing clips there
 already. Elsewhere the integers are clipped (x/clipped in the file): between the sum and its integers a Relu
 or Clip would keep the convolution from being fused.
-The image comes as raw bytes, uint8 [N, 3, H, W].
+The image comes as raw bytes, uint8 [N, 3, H, W]. A float graph is written in float32, or in float16 from the
+bytes to the last node, whose logits become float32.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from edge_resnet.errors import GraphError
+from edge_resnet.export.half import stored_floats
 from edge_resnet.export.onnx_operators import WRITERS
 from edge_resnet.graph.clipping import integer_bounds
 from edge_resnet.graph.graph import Graph
@@ -45,19 +47,21 @@ OPSET = 17
 _IR_VERSION = 8  # what runtimes of opset 17's time read
 
 
-def onnx_bytes(graph: Graph) -> bytes:
+def onnx_bytes(graph: Graph, *, half: bool = False) -> bytes:
     """The .onnx file of a quantized or a float graph, with a symbolic batch axis `N`.
 
-    Raises GraphError for a node that should have been lowered.
+    `half`: a float graph's tensors are float16.
+    Raises GraphError for a node that should have been lowered, and for a number that float16 cannot hold.
     """
-    return OnnxWriter(graph).model().SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+    return OnnxWriter(graph, half).model().SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
 
 class OnnxWriter:
     """Adds each node's operators; `made` maps a node to the float tensor that its readers take."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, half: bool = False) -> None:
         self.graph = graph
+        self.dtype = np.dtype(np.float16 if half else np.float32)  # of a float graph's tensors
         self.quantized = graph.is_quantized
         self.proto = onnx.ModelProto(ir_version=_IR_VERSION, producer_name="edge-resnet")
         self.made: dict[str, str] = {}
@@ -68,6 +72,8 @@ class OnnxWriter:
             if type(node) not in WRITERS:
                 raise GraphError(f"node {node.name!r} ({type(node).__name__}) must be lowered before export")
             WRITERS[type(node)](self, node)
+        if self.dtype == np.float16:
+            self.operator("Cast", [self.made[self.graph.output.name]], "logits", to=TensorProto.FLOAT)
         self.proto.graph.node[-1].output[0] = "logits"
         self.proto.graph.name = self.graph.name
         self.proto.graph.input.append(_value("image", TensorProto.UINT8, self.graph.input.shape))
@@ -83,7 +89,10 @@ class OnnxWriter:
             self.made[node.name] = self._dequantized("image", node.quant, node.name)
         else:
             self.made[node.name] = self.operator(
-                "Cast", ["image"], f"{node.name}/float32", to=TensorProto.FLOAT
+                "Cast",
+                ["image"],
+                f"{node.name}/{self.dtype.name}",
+                to=helper.np_dtype_to_tensor_dtype(self.dtype),
             )
 
     # What the node writers use.
@@ -97,6 +106,10 @@ class OnnxWriter:
             raw_data=value.tobytes(),
         )
         return name
+
+    def real(self, node: Node, name: str, value: Any) -> str:
+        """A constant of real values in the file's float type."""
+        return self.constant(name, stored_floats(node.name, value, self.dtype))
 
     def operator(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         node = helper.make_node(kind, inputs, [output], name=f"{output}:{kind}", **attributes)
@@ -125,7 +138,7 @@ class OnnxWriter:
         if activation.limit is None:
             return self.operator("Relu", [source], node.name)
         ends = [
-            self.constant(f"{node.name}/{end}", np.array(value, np.float32))
+            self.real(node, f"{node.name}/{end}", value)
             for end, value in (("low", 0), ("high", activation.limit))
         ]
         return self.operator("Clip", [source, *ends], node.name)
@@ -144,7 +157,8 @@ class OnnxWriter:
         """Weight and bias as float tensors: constants, or integers behind a DequantizeLinear."""
         weight, bias = f"{node.name}/weight", f"{node.name}/bias"
         if isinstance(node.weights, FloatWeights):
-            return [self.constant(weight, node.weights.weight), self.constant(bias, node.weights.bias)]
+            values = ((weight, node.weights.weight), (bias, node.weights.bias))
+            return [self.real(node, name, value) for name, value in values]
         assert isinstance(node.weights, IntWeights)
         source = self.graph.by_name[node.inputs[0]].quant
         assert source is not None

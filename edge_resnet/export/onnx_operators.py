@@ -117,12 +117,12 @@ def _reshape(writer: OnnxWriter, node: Reshape) -> None:
 
 
 def _normalize(writer: OnnxWriter, node: Normalize) -> None:
-    mean = writer.constant(f"{node.name}/mean", node.mean[:, None, None])
+    mean = writer.real(node, f"{node.name}/mean", node.mean[:, None, None])
     if np.all(node.std == 1):
         writer.emit("Sub", node, [writer.source(node), mean])
         return
     centred = writer.operator("Sub", [writer.source(node), mean], f"{node.name}/centred")
-    writer.emit("Div", node, [centred, writer.constant(f"{node.name}/std", node.std[:, None, None])])
+    writer.emit("Div", node, [centred, writer.real(node, f"{node.name}/std", node.std[:, None, None])])
 
 
 WRITERS: dict[type[Node], Callable[..., None]] = {

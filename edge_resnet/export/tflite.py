@@ -1,7 +1,8 @@
 """Graph -> TFLite, as a flatbuffer written directly.
 
 Tensors are NHWC; weights OHWI (depthwise 1HWO). A tensor has its node's name; weights are NAME/weight and
-NAME/bias. Nothing is transposed at run time: the classifier behind a Flatten gets its columns reordered here.
+NAME/bias. In a float16 file these are stored in float16 behind a DEQUANTIZE each, as TFLite's own float16
+quantization does: GPU and NPU delegates take them so, the CPU computes in float32. Nothing is transposed at run time: the classifier behind a Flatten gets its columns reordered here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from edge_resnet.errors import GraphError
+from edge_resnet.export.half import stored_floats
 from edge_resnet.export.tflite_builder import TfliteBuilder
 from edge_resnet.export.tflite_operators import WRITERS, nhwc, padding_amounts
 from edge_resnet.graph.graph import Graph
@@ -44,19 +46,22 @@ class IoType(StrEnum):
     FLOAT32 = "float32"
 
 
-def tflite_bytes(graph: Graph, io: IoType = IoType.UINT8) -> bytearray:
+def tflite_bytes(graph: Graph, io: IoType = IoType.UINT8, *, half: bool = False) -> bytearray:
     """The .tflite file of a quantized or a float graph, batch 1 (resizable).
 
-    Raises GraphError for a node that should have been lowered, and for int8 ends on a float graph.
+    `half`: float weights and biases are stored in float16.
+    Raises GraphError for a node that should have been lowered, for int8 ends on a float graph, and for a
+    weight that float16 cannot hold.
     """
-    return TfliteWriter(graph).write(io)
+    return TfliteWriter(graph, half).write(io)
 
 
 class TfliteWriter:
     """Adds each node's operators; `made` maps a node to the number of its output tensor."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, half: bool = False) -> None:
         self.graph = graph
+        self.half = half
         self.quantized = graph.is_quantized
         self.builder = TfliteBuilder()
         self.made: dict[str, int] = {}
@@ -168,10 +173,11 @@ class TfliteWriter:
         """The tensors of weight (already in the file's axis order) and bias."""
         names = (f"{node.name}/weight", f"{node.name}/bias")
         if not isinstance(node.weights, IntWeights):
-            return [
-                self.builder.constant(names[0], arranged),
-                self.builder.constant(names[1], node.weights.bias),
-            ]
+            values = (arranged, node.weights.bias)
+            if self.half:
+                halves = [stored_floats(node.name, value, np.float16) for value in values]
+                return [self.builder.half_constant(*pair) for pair in zip(names, halves, strict=True)]
+            return [self.builder.constant(*pair) for pair in zip(names, values, strict=True)]
         scale = node.weights.scale
         bias_scale = np.float32(self.quant_of(node.inputs[0]).scale) * scale
         return [

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 __all__ = ["OPERATOR_VERSIONS", "TfliteBuilder"]
 
 _TYPES = {
+    "float16": schema.TensorType.FLOAT16,
     "float32": schema.TensorType.FLOAT32,
     "int32": schema.TensorType.INT32,
     "int8": schema.TensorType.INT8,
@@ -59,6 +60,7 @@ class TfliteBuilder:
         self._buffers: list[Any] = [_AlignedBuffer(None)]  # buffer 0 is "no data"
         self._operators: list[Any] = []
         self._codes: dict[str, int] = {}
+        self._versions = dict(OPERATOR_VERSIONS)
 
     def tensor(
         self,
@@ -69,12 +71,17 @@ class TfliteBuilder:
         zero_point: int = 0,
         axis: int = 0,
         data: NDArray[Any] | None = None,
+        batched: bool = True,
     ) -> int:
-        """A tensor's number. `scale` has one element, or one for each channel along `axis`."""
+        """A tensor's number. `scale` has one element, or one for each channel along `axis`.
+
+        `batched`: the first axis is the batch, which may be resized. Constants are not, nor what is computed
+        from constants alone.
+        """
         tensor = schema.TensorT()
         tensor.name = name
         tensor.shape = np.asarray(shape, np.int32)
-        if data is None:  # an activation: its batch may be resized
+        if data is None and batched:
             tensor.shapeSignature = np.asarray([-1, *shape[1:]], np.int32)
         tensor.type = _TYPES[dtype]
         if scale is not None:
@@ -91,6 +98,14 @@ class TfliteBuilder:
     def constant(self, name: str, data: NDArray[Any], **quantization: Any) -> int:
         """A tensor with its data in the file."""
         return self.tensor(name, data.shape, data.dtype.name, data=data, **quantization)
+
+    def half_constant(self, name: str, data: NDArray[np.float16]) -> int:
+        """The float32 tensor of a constant that is stored in float16: a DEQUANTIZE, which runtimes fold away."""
+        self._versions["DEQUANTIZE"] = 3  # the version that takes float16
+        half = self.constant(name, data)
+        whole = self.tensor(f"{name}/float32", data.shape, "float32", batched=False)
+        self.operator("DEQUANTIZE", [half], whole, schema.DequantizeOptionsT())
+        return whole
 
     def operator(self, kind: str, inputs: Sequence[int], output: int, options: Any = None) -> None:
         operator = schema.OperatorT()
@@ -116,7 +131,7 @@ class TfliteBuilder:
         model.description = "edge-resnet"
         model.subgraphs = [subgraph]
         model.buffers = self._buffers
-        model.operatorCodes = [_operator_code(kind) for kind in self._codes]
+        model.operatorCodes = [_operator_code(kind, self._versions[kind]) for kind in self._codes]
         model.signatureDefs = [_signature(inputs, outputs)]
         size = sum(buffer.reserve for buffer in self._buffers)
         builder = flatbuffers.Builder(size + 65536 + 1024 * len(self._tensors))
@@ -157,11 +172,11 @@ class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
         return schema.BufferEnd(builder)
 
 
-def _operator_code(kind: str) -> Any:
+def _operator_code(kind: str, version: int) -> Any:
     code = schema.OperatorCodeT()
     code.builtinCode = getattr(schema.BuiltinOperator, kind)
     code.deprecatedBuiltinCode = min(code.builtinCode, 127)  # what readers before 2020 look at
-    code.version = OPERATOR_VERSIONS[kind]
+    code.version = version
     return code
 
 
