@@ -58,9 +58,11 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer quantized alone, all others in float: its output's SQNR and the top-1 that is lost.
+    """One layer quantized alone, all others in float: the SQNR of the logits and the top-1 that is lost.
 
-    `drop` is a fraction: 0.01 is one point. `kept_float`: this layer was left in float.
+    `drop` is a fraction: 0.01 is one point; below 0 where top-1 rose. `from_weights`: which share of the
+    noise at the layer's own output its integer weights make; the rest is the rounding of the output.
+    `kept_float`: this layer was left in float.
     """
 
     name: str
@@ -70,6 +72,7 @@ class LayerCost:
     sqnr_db: float
     top1: float
     drop: float
+    from_weights: float = 0.0
     kept_float: bool = False
 
 

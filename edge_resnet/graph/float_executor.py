@@ -43,7 +43,7 @@ from edge_resnet.graph.nodes import (
     Subsample,
 )
 
-__all__ = ["FloatExecutor"]
+__all__ = ["FloatExecutor", "float_function"]
 
 NodeFunction = Callable[..., Tensor]
 
@@ -56,7 +56,7 @@ class FloatExecutor:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._functions = [(node, _float_function(node)) for node in graph.nodes[1:]]
+        self._functions = [(node, float_function(node)) for node in graph.nodes[1:]]
 
     @torch.no_grad()
     def run(
@@ -64,7 +64,7 @@ class FloatExecutor:
     ) -> NDArray[np.float32]:
         """uint8 [N, H, W, C] -> float32 output [N, ...]; `observe` sees every node's output, NCHW."""
         source = self.graph.input
-        values: dict[str, Tensor] = {source.name: _input_values(source, pixels)}
+        values: dict[str, Tensor] = {source.name: input_values(source, pixels)}
         readers = {name: len(nodes) for name, nodes in self.graph.consumers.items()}
         if observe:
             observe(source.name, values[source.name])
@@ -80,8 +80,8 @@ class FloatExecutor:
         return result
 
 
-def _input_values(node: Input, pixels: NDArray[np.uint8]) -> Tensor:
-    """[N, H, W, C] bytes -> the input's real values [N, C, H, W]."""
+def input_values(node: Input, pixels: NDArray[np.uint8]) -> Tensor:
+    """Bytes [N, H, W, C] -> the input's real values [N, C, H, W], float32, channels_last."""
     values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     if node.quant is not None:
         values = (values - (128 + node.quant.zero_point)) * node.quant.scale
@@ -177,5 +177,6 @@ _FUNCTIONS: dict[type[Node], Callable[..., NodeFunction]] = {
 }
 
 
-def _float_function(node: Node) -> NodeFunction:
+def float_function(node: Node) -> NodeFunction:
+    """What the node does to real values: inputs [N, C, H, W] or [N, C] to its output."""
     return _FUNCTIONS[type(node)](node)

@@ -102,6 +102,22 @@ class Graph:
             isinstance(node.weights, IntWeights) for node in self.nodes if isinstance(node, Conv | Linear)
         )
 
+    def computes_in_integers(self, node: Node) -> bool:
+        """Whether the node's output, all its inputs and its weights, if it has any, are integers.
+
+        In a mixed graph every other node computes in float: what it reads is dequantized, and its output is
+        quantized if it has `quant`.
+        """
+        tensors = (node, *(self.by_name[name] for name in node.inputs))
+        weights_are_integers = not isinstance(node, Conv | Linear) or isinstance(node.weights, IntWeights)
+        return weights_are_integers and all(tensor.quant is not None for tensor in tensors)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Some nodes compute in integers, and some in float."""
+        computing = self.nodes[1:]
+        return not self.is_quantized and any(self.computes_in_integers(node) for node in computing)
+
     @property
     def params(self) -> int:
         """Weights and biases of convolutions and the classifier."""

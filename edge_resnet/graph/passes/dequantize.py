@@ -24,7 +24,7 @@ from edge_resnet.graph.nodes import (
     Normalize,
 )
 
-__all__ = ["dequantized"]
+__all__ = ["dequantized", "real_weights"]
 
 
 def dequantized(graph: Graph) -> Graph:
@@ -38,7 +38,7 @@ def dequantized(graph: Graph) -> Graph:
         if isinstance(node, Conv | Linear) and isinstance(node.weights, IntWeights):
             source = graph.by_name[node.inputs[0]].quant
             assert source is not None
-            weights = _real(node.weights, source.scale)
+            weights = real_weights(node.weights, source.scale)
             plain: Node = replace(node, inputs=inputs, quant=None, weights=weights)
         else:
             plain = replace(node, inputs=inputs, quant=None)
@@ -55,7 +55,8 @@ def _cut(plain: Node, node: Node) -> Node:
     return plain
 
 
-def _real(weights: IntWeights, input_scale: float) -> FloatWeights:
+def real_weights(weights: IntWeights, input_scale: float) -> FloatWeights:
+    """The real numbers that integer weights stand for, behind an input of this scale."""
     scale = weights.scale.astype(np.float64)
     weight = weights.weight * scale.reshape(-1, *[1] * (weights.weight.ndim - 1))
     bias = weights.bias * (input_scale * scale)

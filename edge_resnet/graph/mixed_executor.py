@@ -1,0 +1,93 @@
+"""What a graph means that is partly in integers and partly in float.
+
+Which node computes in what says `Graph.computes_in_integers`. Nodes in integers follow reference.py exactly.
+The others follow float_executor.py on the real values of what they read; an output with parameters becomes
+q = clip(round(y / s) + z), half to even, in float32.
+
+Runtimes sum floats in different orders, so a value near a tie may become another integer, a step away. From
+there on their integers are the same only for the same inputs: artifacts are compared with this executor, not
+held to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_resnet.errors import GraphError
+from edge_resnet.graph.float_executor import float_function
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.nodes import Conv, IntWeights, Linear, Node, QuantParams
+from edge_resnet.graph.reference import dequantize, integer_function
+
+__all__ = ["MixedExecutor"]
+
+NodeFunction = Callable[..., Tensor]
+
+
+class MixedExecutor:
+    """Runs a graph of integers, of floats or of both; of integers alone as ReferenceExecutor does.
+
+    Raises GraphError for a node that has no meaning where it stands: integer weights between floats.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._functions = [(node, _function(node, graph)) for node in graph.nodes[1:]]
+
+    @torch.no_grad()
+    def run(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """uint8 [N, H, W, C] -> the output [N, ...], channels first: int8 where it has parameters."""
+        source, output = self.graph.input, self.graph.output
+        # A tensor is held centred (q - z) where it has parameters, as its real values where it has none.
+        zero = 0 if source.quant is None else 128 + source.quant.zero_point
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - zero
+        values = {source.name: images.contiguous(memory_format=torch.channels_last)}
+        readers = {name: len(nodes) for name, nodes in self.graph.consumers.items()}
+        # NNPACK's Winograd convolutions are not exact; the others that torch may choose are.
+        with torch.backends.nnpack.flags(enabled=False):
+            for node, function in self._functions:
+                values[node.name] = function(*(values[name] for name in node.inputs))
+                for name in node.inputs:
+                    readers[name] -= 1
+                    if not readers[name]:
+                        values.pop(name, None)
+        result = values[output.name]
+        if output.quant is not None:
+            result = (result + output.quant.zero_point).to(torch.int8)
+        array: NDArray[Any] = result.contiguous().numpy()
+        return array
+
+    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [N, H, W, C] -> the output's real values, float32 [N, ...]."""
+        result, quant = self.run(pixels), self.graph.output.quant
+        return result if quant is None else dequantize(result, quant)
+
+
+def _function(node: Node, graph: Graph) -> NodeFunction:
+    if graph.computes_in_integers(node):
+        return integer_function(node, graph)
+    if isinstance(node, Conv | Linear) and isinstance(node.weights, IntWeights):
+        raise GraphError(f"node {node.name!r} has integer weights but reads or writes floats")
+    compute = float_function(node)
+    sources = [graph.by_name[name].quant for name in node.inputs]
+
+    def run(*inputs: Tensor) -> Tensor:
+        real = (_real(value, quant) for value, quant in zip(inputs, sources, strict=True))
+        output = compute(*real)
+        return output if node.quant is None else _integers(output, node.quant)
+
+    return run
+
+
+def _real(value: Tensor, quant: QuantParams | None) -> Tensor:
+    return value if quant is None else value * quant.scale
+
+
+def _integers(value: Tensor, quant: QuantParams) -> Tensor:
+    return (value / quant.scale).round_().clamp_(-128 - quant.zero_point, 127 - quant.zero_point)
