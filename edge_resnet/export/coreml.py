@@ -1,4 +1,6 @@
-"""Graph -> Core ML, an mlprogram for iOS 17 built with coremltools' MIL Builder, without any of its passes.
+"""Graph -> Core ML, an mlprogram built with coremltools' MIL Builder, without any of its passes.
+
+It is for iOS 17; one whose weights have several palettes each (coreml_palette.py) is for iOS 18.
 
 Every value is called NODE_ROLE. NODE is the node's name as `program_names` spells it; the package's metadata
 maps it back (NAMES_KEY). The roles, none of which holds an underscore:
@@ -29,10 +31,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_resnet.errors import GraphError, InputError
 from edge_resnet.export.coreml_library import import_coremltools, without_progress_bars
 from edge_resnet.export.coreml_operations import WRITERS
+from edge_resnet.export.coreml_palette import PaletteFormat, write_palettes
+from edge_resnet.export.half import stored_floats
 from edge_resnet.files import replace_directory
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
@@ -54,12 +59,19 @@ NAMES_KEY = "edge_resnet.names"
 _NAMESPACE = uuid.UUID("6f6c5f0e-6b1e-5f5f-9d3c-0e1b7a2d4c58")
 
 
-def write_coreml(graph: Graph, path: Path, *, precision: Precision, labels: Sequence[str]) -> None:
+def write_coreml(
+    graph: Graph,
+    path: Path,
+    *,
+    precision: Precision,
+    labels: Sequence[str],
+    palette: PaletteFormat | None = None,
+) -> None:
     """Write `path`, an .mlpackage, of a quantized or a float graph. The same graph gives the same bytes.
 
     `precision` is the program's float type: float16 is what the Neural Engine runs. Scales are stored in it,
     which keeps them exact, since the graph's are exact in float16. Without labels the program has no
-    classifier at its end, only `logits`.
+    classifier at its end, only `logits`. `palette` gives a float16 program weights of few different values.
     Raises MissingToolError without coremltools, GraphError for a node that should have been lowered and for a
     number that `precision` cannot hold, InputError for labels that do not fit and a place that cannot be
     written.
@@ -67,7 +79,8 @@ def write_coreml(graph: Graph, path: Path, *, precision: Precision, labels: Sequ
     ct = import_coremltools()
     _check_labels(graph, labels)
     names = program_names(graph)
-    program = MilWriter(graph, names, np.dtype(precision).type).program(bool(labels))
+    writer = MilWriter(graph, names, np.dtype(precision).type, palette)
+    program = writer.program(bool(labels))
     channels, height, width = graph.input.shape
     image = ct.ImageType(name="image", shape=(1, channels, height, width), color_layout=ct.colorlayout.RGB)
     with without_progress_bars():
@@ -76,7 +89,7 @@ def write_coreml(graph: Graph, path: Path, *, precision: Precision, labels: Sequ
             source="milinternal",
             convert_to="mlprogram",
             inputs=[image],
-            minimum_deployment_target=ct.target.iOS17,
+            minimum_deployment_target=writer.target,
             # No pass: among the default ones is one that rewrites the scales of residual sums.
             pass_pipeline=ct.PassPipeline.EMPTY,
             classifier_config=ct.ClassifierConfig(list(labels)) if labels else None,
@@ -159,9 +172,14 @@ def program_names(graph: Graph) -> dict[str, str]:
 class MilWriter:
     """Adds each node's operations; `made` maps a node to the variable that its readers take."""
 
-    def __init__(self, graph: Graph, names: dict[str, str], dtype: Any) -> None:
+    def __init__(
+        self, graph: Graph, names: dict[str, str], dtype: Any, palette: PaletteFormat | None = None
+    ) -> None:
+        import coremltools as ct
         from coremltools.converters.mil import Builder
 
+        self.palette = palette
+        self.target = ct.target.iOS17 if palette is None or palette.channels is None else ct.target.iOS18
         self.mb = Builder
         self.graph = graph
         self.names = names
@@ -170,14 +188,11 @@ class MilWriter:
         self.made: dict[str, Any] = {}
 
     def program(self, classifier: bool) -> Any:
-        import coremltools as ct
         from coremltools.converters.mil.mil import Function, Program, types
 
         mb, shape = self.mb, (1, *self.graph.input.shape)
         program = Program()
-        with Function(
-            {"image": mb.placeholder(shape, dtype=types.fp32)}, opset_version=ct.target.iOS17
-        ) as main:
+        with Function({"image": mb.placeholder(shape, dtype=types.fp32)}, opset_version=self.target) as main:
             self._input(main.inputs["image"])
             for node in self.graph.nodes[1:]:
                 if self.quantized and isinstance(node, BatchNorm):
@@ -250,11 +265,7 @@ class MilWriter:
 
     def stored(self, node: Node, values: Any) -> Any:
         """The numbers in the program's type; GraphError where they would become infinite."""
-        with np.errstate(over="ignore"):
-            typed = np.asarray(values).astype(self.dtype)
-        if not np.isfinite(typed).all():
-            raise GraphError(f"node {node.name!r}: a number is too large for {np.dtype(self.dtype).name}")
-        return typed
+        return stored_floats(node.name, values, self.dtype)
 
     def exact(self, node: Node, scales: Any) -> Any:
         """Scales in the program's type; GraphError where that would change them."""
@@ -270,7 +281,7 @@ class MilWriter:
         """Weight and bias. Core ML has no integer bias: its real values stand there."""
         weights = node.weights
         if not isinstance(weights, IntWeights):
-            return {"weight": self.stored(node, weights.weight), "bias": self.stored(node, weights.bias)}
+            return {"weight": self._floats(node, weights.weight), "bias": self.stored(node, weights.bias)}
         source = self.graph.by_name[node.inputs[0]].quant
         assert source is not None
         weight = self.mb.constexpr_affine_dequantize(
@@ -285,6 +296,14 @@ class MilWriter:
             "weight": weight,
             "bias": self.mb.const(val=self.stored(node, bias), name=self.name(node, "bias")),
         }
+
+    def _floats(self, node: Node, weight: NDArray[np.float32]) -> Any:
+        """The weight itself, or the entries of its palettes."""
+        stored = self.stored(node, weight)
+        if self.palette is None:
+            return stored
+        palettes = write_palettes(self.mb, weight, self.palette, self.name(node, "weight"))
+        return stored if palettes is None else palettes
 
 
 def _activation(node: Node) -> Activation:

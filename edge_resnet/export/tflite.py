@@ -1,8 +1,9 @@
 """Graph -> TFLite, as a flatbuffer written directly.
 
 Tensors are NHWC; weights OHWI (depthwise 1HWO). A tensor has its node's name; weights are NAME/weight and
-NAME/bias. In a float16 file these are stored in float16 behind a DEQUANTIZE each, as TFLite's own float16
-quantization does: GPU and NPU delegates take them so, the CPU computes in float32. Nothing is transposed at run time: the classifier behind a Flatten gets its columns reordered here.
+NAME/bias. Nothing is transposed at run time: the classifier behind a Flatten gets its columns reordered here.
+In a float16 file weights and biases are float16, a DEQUANTIZE behind each, as TFLite's own float16
+quantization has it: GPU and NPU delegates take them so, the CPU computes in float32.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class TfliteBuilder:
         return self.tensor(name, data.shape, data.dtype.name, data=data, **quantization)
 
     def half_constant(self, name: str, data: NDArray[np.float16]) -> int:
-        """The float32 tensor of a constant that is stored in float16: a DEQUANTIZE, which runtimes fold away."""
+        """The float32 tensor of a constant stored in float16, behind a DEQUANTIZE that runtimes fold away."""
         self._versions["DEQUANTIZE"] = 3  # the version that takes float16
         half = self.constant(name, data)
         whole = self.tensor(f"{name}/float32", data.shape, "float32", batched=False)

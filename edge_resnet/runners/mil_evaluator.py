@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_resnet.errors import VerificationError
-from edge_resnet.runners.mil_program import read_package
+from edge_resnet.runners.mil_program import palettes, read_package
 
 __all__ = ["MilEvaluator"]
 
@@ -170,6 +170,14 @@ def _constexpr(op: Any) -> Callable[[Values], Tensor]:
     return lambda values: weight
 
 
+def _lut_to_dense(op: Any) -> Callable[[Values], Tensor]:
+    indices, entries = palettes(op)
+    group = np.repeat(np.arange(len(entries)), len(indices) // len(entries))
+    dense = entries[group.reshape(-1, *(1,) * (indices.ndim - 1)), indices]
+    weight = torch.from_numpy(dense.astype(np.float32))
+    return lambda values: weight
+
+
 def _conv(op: Any) -> Callable[[Values], Tensor]:
     x, weight, bias = _tensor(op.x), _tensor(op.weight), _tensor(op.bias)
     stride, dilation, groups, pads = _list(op.strides), _list(op.dilations), int(op.groups.val), _pads(op)
@@ -267,6 +275,7 @@ _FUNCTIONS: dict[str, Callable[[Any], Callable[[Values], Tensor]]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
     "constexpr_affine_dequantize": _constexpr,
+    "constexpr_lut_to_dense": _lut_to_dense,
     "conv": _conv,
     "linear": _linear,
     "max_pool": _max_pool,

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_resnet.errors import VerificationError
 from edge_resnet.export.coreml_library import import_coremltools
 
-__all__ = ["MilProgram", "read_package"]
+__all__ = ["MilProgram", "palettes", "read_package"]
 
 _DATA = Path("Data") / "com.apple.CoreML"
 
@@ -49,3 +52,22 @@ def read_package(path: Path) -> MilProgram:
     except Exception as error:  # protobuf, the blob reader and MIL each have their own types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise VerificationError(f"{path}: damaged Core ML package: {reason}") from error
+
+
+def palettes(op: Any) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Of a constexpr_lut_to_dense: the entries' numbers [O, ...] and the palettes [groups, entries].
+
+    The groups divide the first axis into equal parts. iOS 17 packs the numbers and has one palette; iOS 18
+    has a palette for each part of the weight. Raises ValueError for one whose parts lie along another axis.
+    """
+    lut = np.array(op.lut.val)
+    if "shape" in op.inputs and op.inputs["shape"] is not None:
+        shape = [int(n) for n in op.shape.val]
+        bits = int(np.log2(len(lut)))
+        single = np.unpackbits(np.array(op.indices.val), bitorder="little")[: int(np.prod(shape)) * bits]
+        indices = np.packbits(single.reshape(-1, bits), axis=1, bitorder="little")
+        return indices.reshape(shape), lut[None]
+    indices = np.array(op.indices.val).astype(np.uint8)
+    if lut.size != lut.shape[0] * lut.shape[-2] or len(indices) % len(lut):
+        raise ValueError(f"the palettes of {op.name} are not along the output channels")
+    return indices, lut.reshape(len(lut), -1)
