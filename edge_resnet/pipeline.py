@@ -129,6 +129,7 @@ def _export(run: Run, work: Path) -> dict[Target, Path]:
 
 
 def _prove(run: Run, paths: dict[Target, Path], split: ImageSplit, chosen: np.ndarray) -> Proofs:
+    assert run.floating is not None
     assert run.quantized is not None
     assert run.baseline is not None
     settings = run.recipe.evaluate
@@ -145,6 +146,7 @@ def _prove(run: Run, paths: dict[Target, Path], split: ImageSplit, chosen: np.nd
             settings.parity_images,
             settings.emulated_images,
             advance,
+            fold_normalization_std(run.floating),
         )
 
 

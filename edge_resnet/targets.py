@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edge_resnet.errors import InputError
 
@@ -17,14 +17,20 @@ if TYPE_CHECKING:
     from edge_resnet.graph.graph import Graph
     from edge_resnet.recipe import Export
     from edge_resnet.runners.base import Runner
-    from edge_resnet.verify.contents import ArtifactContents
+    from edge_resnet.verify.contents import ArtifactContents, StoredFloats
 
 __all__ = ["TARGETS", "Target", "parse_targets", "target_of_file"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of artifact. `exact`: its runtime computes the reference executor's integers to the bit."""
+    """A kind of artifact. `exact`: its runtime computes the reference executor's integers to the bit.
+
+    A float target's weights are in `float_type` and equal the graph's; its runtime must choose the float
+    model's class (see verify/prove.py). With `palette_bits` each weight is one of so few values: classes may
+    differ by design, which a warning tells, and what must hold is that the runtime computes with the weights
+    of the file.
+    """
 
     name: str
     suffix: str
@@ -32,7 +38,10 @@ class Target:
     exact: bool
     write: Callable[[Graph, Path, Export], None]
     read_back: Callable[[Path], ArtifactContents]
+    read_floats: Callable[[Path], dict[str, StoredFloats]]
     open: Callable[[Path], Runner]
+    float_type: Literal["float32", "float16"] | None = None
+    palette_bits: int | None = None
 
     def path(self, directory: Path, model: str) -> Path:
         return directory / f"{model}-{self.name}{self.suffix}"
@@ -66,10 +75,22 @@ def _write_tflite(graph: Graph, path: Path, export: Export) -> None:
     path.write_bytes(tflite_bytes(graph, IoType(export.tflite_io)))
 
 
+def _write_half_tflite(graph: Graph, path: Path, export: Export) -> None:
+    from edge_resnet.export.tflite import IoType, tflite_bytes
+
+    path.write_bytes(tflite_bytes(graph, IoType(export.tflite_io), half=True))
+
+
 def _write_onnx(graph: Graph, path: Path, export: Export) -> None:
     from edge_resnet.export.onnx import onnx_bytes
 
     path.write_bytes(onnx_bytes(graph))
+
+
+def _write_half_onnx(graph: Graph, path: Path, export: Export) -> None:
+    from edge_resnet.export.onnx import onnx_bytes
+
+    path.write_bytes(onnx_bytes(graph, half=True))
 
 
 def _write_coreml(graph: Graph, path: Path, export: Export) -> None:
@@ -77,6 +98,25 @@ def _write_coreml(graph: Graph, path: Path, export: Export) -> None:
 
     precision = export.coreml_precision if graph.is_quantized else "float16"
     write_coreml(graph, path, precision=precision, labels=graph.labels)
+
+
+def _palette(bits: int) -> Target:
+    def write(graph: Graph, path: Path, export: Export) -> None:
+        from edge_resnet.export.coreml import write_coreml
+        from edge_resnet.export.coreml_palette import PALETTES
+
+        write_coreml(graph, path, precision="float16", labels=graph.labels, palette=PALETTES[bits])
+
+    return Target(
+        f"coreml-palette{bits}",
+        ".mlpackage",
+        False,
+        False,
+        write,
+        *_READ_COREML,
+        "float16",
+        palette_bits=bits,
+    )
 
 
 def _read_tflite(path: Path) -> ArtifactContents:
@@ -97,6 +137,24 @@ def _read_coreml(path: Path) -> ArtifactContents:
     return read_coreml(path)
 
 
+def _read_tflite_floats(path: Path) -> dict[str, StoredFloats]:
+    from edge_resnet.verify.readback_tflite import read_tflite_floats
+
+    return read_tflite_floats(path)
+
+
+def _read_onnx_floats(path: Path) -> dict[str, StoredFloats]:
+    from edge_resnet.verify.readback_onnx import read_onnx_floats
+
+    return read_onnx_floats(path)
+
+
+def _read_coreml_floats(path: Path) -> dict[str, StoredFloats]:
+    from edge_resnet.verify.readback_coreml import read_coreml_floats
+
+    return read_coreml_floats(path)
+
+
 def _open_tflite(path: Path) -> Runner:
     from edge_resnet.runners.litert import LiteRTRunner
 
@@ -115,18 +173,23 @@ def _open_coreml(path: Path) -> Runner:
     return open_coreml(path)
 
 
-_TFLITE = (_write_tflite, _read_tflite, _open_tflite)
-_ONNX = (_write_onnx, _read_onnx, _open_onnx)
-_COREML = (_write_coreml, _read_coreml, _open_coreml)
+_READ_TFLITE = (_read_tflite, _read_tflite_floats, _open_tflite)
+_READ_ONNX = (_read_onnx, _read_onnx_floats, _open_onnx)
+_READ_COREML = (_read_coreml, _read_coreml_floats, _open_coreml)
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("tflite-int8", ".tflite", True, True, *_TFLITE),
-        Target("tflite-fp32", ".tflite", False, False, *_TFLITE),
-        Target("onnx-int8", ".onnx", True, True, *_ONNX),
-        Target("onnx-fp32", ".onnx", False, False, *_ONNX),
-        Target("coreml-int8", ".mlpackage", True, False, *_COREML),
-        Target("coreml-fp16", ".mlpackage", False, False, *_COREML),
+        Target("tflite-int8", ".tflite", True, True, _write_tflite, *_READ_TFLITE),
+        Target("tflite-fp32", ".tflite", False, False, _write_tflite, *_READ_TFLITE, "float32"),
+        Target("tflite-fp16", ".tflite", False, False, _write_half_tflite, *_READ_TFLITE, "float16"),
+        Target("onnx-int8", ".onnx", True, True, _write_onnx, *_READ_ONNX),
+        Target("onnx-fp32", ".onnx", False, False, _write_onnx, *_READ_ONNX, "float32"),
+        Target("onnx-fp16", ".onnx", False, False, _write_half_onnx, *_READ_ONNX, "float16"),
+        Target("coreml-int8", ".mlpackage", True, False, _write_coreml, *_READ_COREML),
+        Target("coreml-fp16", ".mlpackage", False, False, _write_coreml, *_READ_COREML, "float16"),
+        _palette(8),
+        _palette(6),
+        _palette(4),
     )
 }

@@ -44,6 +44,8 @@ def _row(proof: Proof, labelled: bool) -> dict[str, Any]:
         "runtime": proof.runner.runtime if proof.runner else None,
         "ranges_checked": proof.ranges.checked if proof.ranges else None,
         "ranges_equal": proof.ranges.equal if proof.ranges else None,
+        "weights_checked": proof.weights.checked if proof.weights else None,
+        "weights_equal": proof.weights.equal if proof.weights else None,
         "against": parity.against if parity else None,
         "images": parity.n if parity else 0,
         "identical": parity.identical if parity and seen else None,
@@ -65,11 +67,12 @@ def _as_json(result: Verification) -> dict[str, Any]:
 
 def _table(result: Verification) -> Table:
     table = Table(title=None, box=None, pad_edge=False)
-    for heading in ("target", "integers", "identical", "top-1 agrees", "images", "top-1", ""):
+    for heading in ("target", "read back", "identical", "top-1 agrees", "images", "top-1", ""):
         table.add_column(heading, overflow="fold", justify="left" if heading == "target" else "right")
     for proof in result.proofs.artifacts:
         row = _row(proof, result.labelled)
-        ranges = "—" if row["ranges_checked"] is None else f"{row['ranges_equal']}/{row['ranges_checked']}"
+        check = proof.ranges or proof.weights
+        ranges = "—" if check is None else f"{check.equal}/{check.checked}"
         table.add_row(
             row["target"],
             ranges,

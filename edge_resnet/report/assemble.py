@@ -19,6 +19,7 @@ from edge_resnet.runners.base import Runner
 from edge_resnet.verify.evaluate import Outcome
 from edge_resnet.verify.parity import ParityTally
 from edge_resnet.verify.prove import Proof, Proofs
+from edge_resnet.verify.ranges import RangeCheck
 
 if TYPE_CHECKING:
     from edge_resnet.run import Run
@@ -108,15 +109,13 @@ def _baseline(outcome: Outcome | None, latency: dict[str, float] | None, runtime
 
 
 def _artifact(proof: Proof, baseline: Outcome | None, benchmark: BenchmarkResult | None) -> schema.Artifact:
-    ranges = proof.ranges
     return schema.Artifact(
         target=proof.target.name,
         path=proof.path.name,
         bytes=size_of(proof.path),
         sha256=sha256_of(proof.path),
-        ranges=None
-        if ranges is None
-        else schema.Ranges(checked=ranges.checked, equal=ranges.equal, mismatches=list(ranges.mismatches)),
+        ranges=_ranges(proof.ranges),
+        weights=_ranges(proof.weights),
         parity=_parity(proof.parity, proof.runner),
         accuracy=_accuracy(proof, baseline),
         benchmarks=[] if benchmark is None else [schema.Benchmark.model_validate(benchmark.to_json())],
@@ -124,6 +123,12 @@ def _artifact(proof: Proof, baseline: Outcome | None, benchmark: BenchmarkResult
         failures=list(proof.failures),
         notes=list(proof.warnings),
     )
+
+
+def _ranges(check: RangeCheck | None) -> schema.Ranges | None:
+    if check is None:
+        return None
+    return schema.Ranges(checked=check.checked, equal=check.equal, mismatches=list(check.mismatches))
 
 
 def _parity(tally: ParityTally | None, runner: Runner | None) -> schema.Parity | None:

@@ -97,7 +97,7 @@ def _parity(page: Page) -> str:
 def _ranges(report: Report) -> str:
     rows, mismatches = [], []
     for artifact in report.artifacts:
-        ranges = artifact.ranges
+        ranges = artifact.ranges or artifact.weights
         if ranges is None:
             continue
         result = "all equal" if ranges.equal == ranges.checked else f"{ranges.checked - ranges.equal} differ"
@@ -109,7 +109,7 @@ def _ranges(report: Report) -> str:
     if len(mismatches) > _MOST_MISMATCHES:
         shown.append(f"and {len(mismatches) - _MOST_MISMATCHES} more, in report.json")
     table = _table(("target", "tensors checked", "equal", "result"), rows)
-    return "\n\n".join(part for part in ("## Integers read back", table, _list(shown)) if part)
+    return "\n\n".join(part for part in ("## Read back and compared", table, _list(shown)) if part)
 
 
 def _speed(page: Page) -> str:

@@ -206,13 +206,14 @@ def _latency(
 
 
 def _ratio(artifact: Artifact, report: Report) -> str:
-    """Against the float file of the same format, which it names; nothing where there is none."""
-    if artifact.ranges is None:
-        return ""
-    suffix = artifact.path.rsplit(".", 1)[-1]
-    for other in report.artifacts:
-        if other.ranges is None and other.path.rsplit(".", 1)[-1] == suffix and other.bytes:
-            return f"{artifact.bytes / other.bytes:.0%} of {other.target.rsplit('-', 1)[-1]}"
+    """Against the plain float file of the same format, which it names; nothing where there is none."""
+    family, _, kind = artifact.target.rpartition("-")
+    sizes = {other.target: other.bytes for other in report.artifacts}
+    for plain in ("fp32", "fp16"):
+        if kind == plain:
+            break
+        if whole := sizes.get(f"{family}-{plain}"):
+            return f"{artifact.bytes / whole:.0%} of {plain}"
     return ""
 
 

@@ -132,7 +132,7 @@ class Stage(_Part):
 
 
 class Ranges(_Part):
-    """Scales, zero points and integer weights read back from the file, compared with the graph."""
+    """Scales, zero points and integer weights (or float weights) read back, compared with the graph."""
 
     checked: int
     equal: int
@@ -200,13 +200,17 @@ class Benchmark(_Part):
 
 
 class Artifact(_Part):
-    """One file. `ranges` is null for a float file; `failures` make the run fail, `notes` do not."""
+    """One file. `ranges` is null for a float file, `weights` for an int8 file.
+
+    `failures` make the run fail, `notes` do not.
+    """
 
     target: str
     path: str
     bytes: int
     sha256: str
     ranges: Ranges | None
+    weights: Ranges | None = None
     parity: Parity | None
     accuracy: Accuracy | None
     benchmarks: list[Benchmark]

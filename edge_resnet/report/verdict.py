@@ -38,7 +38,13 @@ def verdict(report: Report) -> Verdict:
     artifacts = report.artifacts
     failed = [artifact for artifact in artifacts if problems(artifact)]
     unproven = [artifact for artifact in artifacts if artifact.parity is None and not problems(artifact)]
-    evidence = (*_integers(artifacts), *_bit_for_bit(artifacts), *_crossed(artifacts), *_close(artifacts))
+    evidence = (
+        *_integers(artifacts),
+        *_weights(artifacts),
+        *_bit_for_bit(artifacts),
+        *_crossed(artifacts),
+        *_close(artifacts),
+    )
     if failed:
         what = f"{len(failed)} of {plural(len(artifacts), 'artifact')} failed verification: do not ship."
         return Verdict(Status.FAILED, what, evidence)
@@ -56,7 +62,7 @@ def verdict(report: Report) -> Verdict:
 
 def problems(artifact: Artifact) -> list[str]:
     """What makes the artifact unfit to ship: its recorded failures, or integers that are not the graph's."""
-    ranges = artifact.ranges
+    ranges = artifact.ranges or artifact.weights
     if artifact.failures or ranges is None or ranges.equal == ranges.checked:
         return list(artifact.failures)
     unequal = plural(ranges.checked - ranges.equal, "tensor")
@@ -71,6 +77,28 @@ def _integers(artifacts: list[Artifact]) -> list[str]:
     if len(equal) == 1:
         return [f"{names} holds the graph's integers: scales, zero points, weights and biases, read back."]
     return [f"Same integers in {names}: scales, zero points, weights and biases, read back and equal."]
+
+
+def _weights(artifacts: list[Artifact]) -> list[str]:
+    """Float files whose weights are the graph's, or as near as their palette has it."""
+    equal = [
+        a.target for a in artifacts if a.weights is not None and 0 < a.weights.checked == a.weights.equal
+    ]
+    plain = [target for target in equal if "palette" not in target]
+    said = []
+    if plain:
+        said.append(
+            f"{join(plain)} {_hold(plain)} the float model's weights, rounded to the file's type at most."
+        )
+    if palettes := [target for target in equal if "palette" in target]:
+        said.append(
+            f"{join(palettes)} {_hold(palettes)} the palette entry nearest to each of the float model's weights."
+        )
+    return said
+
+
+def _hold(names: list[str]) -> str:
+    return "holds" if len(names) == 1 else "hold"
 
 
 def _bit_for_bit(artifacts: list[Artifact]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an int8 artifact says, in the graph's own terms, so that it can be compared with the graph."""
+"""What an artifact says, in the graph's own terms, so that it can be compared with the graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_resnet.graph.nodes import QuantParams
 
-__all__ = ["ArtifactContents", "StoredWeights"]
+__all__ = ["ArtifactContents", "StoredFloats", "StoredWeights"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,19 @@ class StoredWeights:
     zero_point: NDArray[np.int64]
     bias: NDArray[Any]
     bias_scale: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFloats:
+    """A convolution's or classifier's numbers in a float file, in the file's type and the graph's axis order.
+
+    `weight` [O, I/groups, kh, kw] or [O, I], `bias` [O]. Where the weights are entries of palettes, these are
+    `palettes` [groups, entries], one for each of so many equal parts of the output channels.
+    """
+
+    weight: NDArray[np.floating]
+    bias: NDArray[np.floating]
+    palettes: NDArray[np.floating] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from edge_resnet.cpu import onnx_runtime_saturates, saturation_warning, this_cpu
 from edge_resnet.errors import VerificationError
+from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.reference import ReferenceExecutor, dequantize
 from edge_resnet.runners.base import Runner
 from edge_resnet.targets import Target
+from edge_resnet.verify.contents import StoredFloats
 from edge_resnet.verify.evaluate import Labels, Outcome, Pixels, Subject, evaluate
 from edge_resnet.verify.exactness import first_inexact
+from edge_resnet.verify.float_weights import (
+    compare_floats,
+    flushed_weights,
+    overflowing_activation,
+    with_stored_weights,
+)
 from edge_resnet.verify.locate import first_difference
 from edge_resnet.verify.parity import Logits, ParityTally
 from edge_resnet.verify.ranges import RangeCheck, compare_ranges
@@ -30,19 +39,26 @@ REFERENCE = "reference"
 _MAX_DISAGREEMENT = 0.01
 # Below this number of images a share says nothing; so many may disagree in any case.
 _FEW_DISAGREEMENTS = 2
+# On so many images the values of all tensors are looked at, and palettes compared with their own weights.
+_SAMPLE = 64
+
+Batches = Iterable[tuple[Pixels, Labels]]
 
 
 @dataclass
 class Proof:
     """What was seen of one artifact. `failures` make a run fail, `warnings` do not.
 
-    `exact`: its runtime must answer with the reference's integers to the bit.
+    `exact`: its runtime must answer with the reference's integers to the bit. `ranges` is the check of an
+    int8 file, `weights` that of a float file, whose `stored` numbers are there too.
     """
 
     target: Target
     path: Path
     exact: bool = False
     ranges: RangeCheck | None = None
+    weights: RangeCheck | None = None
+    stored: Mapping[str, StoredFloats] = field(default_factory=dict)
     runner: Runner | None = None
     parity: ParityTally | None = None
     outcome: Outcome | None = None
@@ -63,23 +79,27 @@ def prove(
     quantized: Graph,
     baseline: Callable[[Pixels], Logits] | None,
     baseline_name: str,
-    batches: Iterable[tuple[Pixels, Labels]],
+    batches: Batches,
     parity_images: int,
     emulated_images: int,
     advance: Callable[[int], None] = lambda steps: None,
+    floating: Graph | None = None,
 ) -> Proofs:
     """Read back, run and compare. A problem of one artifact does not stop the others.
 
     `baseline` is the float model; `baseline_name` says in the report what it is. None leaves accuracy out.
+    `floating` is what the float artifacts were written from; without it their weights are not checked.
     """
     inexact = first_inexact(quantized)
     proofs = [Proof(t, path, exact=t.exact and inexact is None) for t, path in artifacts.items()]
     for proof in proofs:
         if proof.target.exact and inexact is not None:
             proof.warnings.append(f"{proof.path.name}: not held to the bit: {inexact}, as the source has it")
-        read_back(proof, quantized)
+        read_back(proof, quantized, floating)
         if not proof.failures:
             _open(proof)
+    if floating is not None:
+        batches = _check_half_precision(proofs, floating, batches)
     reference = ReferenceExecutor(quantized)
     output = quantized.output.quant
     assert output is not None
@@ -100,19 +120,52 @@ def prove(
     return Proofs(proofs, outcomes.get(BASELINE))
 
 
-def read_back(proof: Proof, quantized: Graph) -> None:
-    """Compare what the file says with the graph; problems go into the proof's failures."""
-    if not proof.target.quantized:
-        return
+def read_back(proof: Proof, quantized: Graph, floating: Graph | None = None) -> None:
+    """Compare what the file says with its graph; problems go into the proof's failures."""
+    target = proof.target
     try:
-        proof.ranges = compare_ranges(quantized, proof.target.read_back(proof.path))
+        if target.quantized:
+            check = proof.ranges = compare_ranges(quantized, target.read_back(proof.path))
+        elif floating is not None and target.float_type is not None:
+            proof.stored = target.read_floats(proof.path)
+            check = compare_floats(floating, proof.stored, target.float_type, target.palette_bits)
+            proof.weights = check
+        else:
+            return
     except VerificationError as error:
         proof.failures.append(str(error))
         return
-    if proof.ranges.mismatches:
-        first, others = proof.ranges.mismatches[0], len(proof.ranges.mismatches) - 1
+    if check.mismatches:
+        first, others = check.mismatches[0], len(check.mismatches) - 1
         more = f" (and {others} more)" if others else ""
         proof.failures.append(f"{proof.path.name}: {first}{more}")
+
+
+def _check_half_precision(proofs: list[Proof], floating: Graph, batches: Batches) -> Batches:
+    """What float16 loses, and whether palettes are what the runtime computes with. Reads one batch ahead."""
+    halves = [proof for proof in proofs if proof.target.float_type == "float16" and proof.runner]
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None or not halves:
+        return batches if first is None else chain([first], batches)
+    pixels = first[0][:_SAMPLE]
+    lost = [*flushed_weights(floating), overflowing_activation(floating, pixels)]
+    for proof in halves:
+        proof.warnings += [f"{proof.path.name}: {text}" for text in lost if text]
+        if proof.target.palette_bits is not None:
+            _check_own_weights(proof, floating, pixels)
+    return chain([first], batches)
+
+
+def _check_own_weights(proof: Proof, floating: Graph, pixels: Pixels) -> None:
+    """The runtime must choose the class that the file's own weights give: only they are approximations."""
+    assert proof.runner is not None
+    tally = ParityTally("float graph with the file's weights", None)
+    tally.update(
+        FloatExecutor(with_stored_weights(floating, proof.stored)).run(pixels), proof.runner.logits(pixels)
+    )
+    if text := _disagreement(tally):
+        proof.failures.append(f"{proof.path.name}: {text}")
 
 
 def _open(proof: Proof) -> None:
@@ -157,11 +210,19 @@ def _judge(proof: Proof, quantized: Graph) -> None:
                         f"{name}: logits differ from {tally.against}'s on {differing} of {tally.n} images"
                     )
         return
+    text, bits = _disagreement(parity), proof.target.palette_bits
+    if text and bits is not None:
+        proof.warnings.append(f"{name}: {text}: weights of {bits} bits are approximations")
+    elif text:
+        proof.failures.append(f"{name}: {text}")
+
+
+def _disagreement(parity: ParityTally) -> str:
+    """On how many images the class differs; empty where rounding explains so many."""
     disagreeing = parity.n - parity.agreeing_images
-    if disagreeing > max(_FEW_DISAGREEMENTS, int(np.floor(_MAX_DISAGREEMENT * parity.n))):
-        proof.failures.append(
-            f"{name}: top-1 differs from the {parity.against}'s on {disagreeing} of {parity.n} images"
-        )
+    if disagreeing <= max(_FEW_DISAGREEMENTS, int(np.floor(_MAX_DISAGREEMENT * parity.n))):
+        return ""
+    return f"top-1 differs from the {parity.against}'s on {disagreeing} of {parity.n} images"
 
 
 def _judge_difference(proof: Proof, parity: ParityTally, quantized: Graph) -> None:

@@ -1,4 +1,4 @@
-"""What an int8 .mlpackage says: parameters of every tensor and the integer weights of every layer.
+"""What an .mlpackage says: parameters of every tensor and the weights of every layer.
 
 The program's values are called NODE_ROLE, and the package's metadata maps NODE to the graph's name. A layer
 is known by its own operation, not by what its weight is called; each operation must be where its name says.
@@ -7,28 +7,41 @@ is known by its own operation, not by what its weight is called; each operation 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_resnet.errors import VerificationError
 from edge_resnet.graph.nodes import QuantParams
-from edge_resnet.runners.mil_program import MilProgram, read_package
-from edge_resnet.verify.contents import ArtifactContents, StoredWeights
+from edge_resnet.runners.mil_program import MilProgram, palettes, read_package
+from edge_resnet.verify.contents import ArtifactContents, StoredFloats, StoredWeights
 
-__all__ = ["read_coreml"]
+__all__ = ["read_coreml", "read_coreml_floats"]
 
 # Metadata of the package: a JSON object from names in the program to names of the graph's nodes.
 _NAMES_KEY = "edge_resnet.names"
 
+T = TypeVar("T")
+
 
 def read_coreml(path: Path) -> ArtifactContents:
-    """Read the package back. Raises VerificationError when it is not a readable one of this kind."""
+    """Read an int8 package back. Raises VerificationError when it is not a readable one of this kind."""
+    return _read(path, _contents)
+
+
+def read_coreml_floats(path: Path) -> dict[str, StoredFloats]:
+    """The weights of a float package, by node. Raises VerificationError as above."""
+    return _read(path, _floats)
+
+
+def _read(path: Path, what: Callable[[MilProgram], T]) -> T:
     program = read_package(path)
     try:
         _check_manifest(path)
-        return _contents(program)
+        return what(program)
     except Exception as error:  # damaged bytes may show as any type: a missing input, no number, a wrong size
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if not isinstance(error, VerificationError):
@@ -70,6 +83,27 @@ def _contents(program: MilProgram) -> ArtifactContents:
             weights[nodes[base]] = _stored(op.weight.op, op.bias)
     _check_image(program.operations)
     return ArtifactContents(activations, weights, tuple(dict.fromkeys(conflicts)))
+
+
+def _floats(program: MilProgram) -> dict[str, StoredFloats]:
+    nodes = json.loads(program.metadata[_NAMES_KEY])
+    weights: dict[str, StoredFloats] = {}
+    for op in program.operations:
+        if op.op_type in ("conv", "linear"):
+            base = str(op.outputs[0].name).rpartition("_")[0]
+            weights[nodes[base]] = _stored_floats(op.weight, np.array(op.bias.val))
+    return weights
+
+
+def _stored_floats(weight: Any, bias: NDArray[Any]) -> StoredFloats:
+    kind = weight.op.op_type
+    if kind == "const":
+        return StoredFloats(np.array(weight.val), bias)
+    if kind != "constexpr_lut_to_dense":
+        raise VerificationError(f"weight {weight.name} is a {kind}")
+    numbers, entries = palettes(weight.op)
+    grouped = numbers.reshape(len(entries), -1)  # [O, ...] -> [groups, numbers]
+    return StoredFloats(np.take_along_axis(entries, grouped, 1).reshape(numbers.shape), bias, entries)
 
 
 def _node(op: Any, role: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -13,19 +14,30 @@ from onnx import numpy_helper
 
 from edge_resnet.errors import GraphError, VerificationError
 from edge_resnet.graph.nodes import QuantParams
-from edge_resnet.verify.contents import ArtifactContents, StoredWeights
+from edge_resnet.verify.contents import ArtifactContents, StoredFloats, StoredWeights
 
-__all__ = ["read_onnx"]
+__all__ = ["read_onnx", "read_onnx_floats"]
 
 _WEIGHTED = ("Conv", "Gemm")
 
+T = TypeVar("T")
+
 
 def read_onnx(path: Path) -> ArtifactContents:
-    """Read the file back. Raises VerificationError when it is not a readable, valid ONNX file."""
+    """Read an int8 file back. Raises VerificationError when it is not a readable, valid ONNX file."""
+    return _read(path, lambda reader: reader.contents())
+
+
+def read_onnx_floats(path: Path) -> dict[str, StoredFloats]:
+    """The weights of a float file, by node. Raises VerificationError as above."""
+    return _read(path, lambda reader: reader.floats())
+
+
+def _read(path: Path, what: Callable[[_Reader], T]) -> T:
     try:
         model = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(model)
-        return _Reader(model).contents()
+        return what(_Reader(model))
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise VerificationError(f"{path}: damaged ONNX file: {reason}") from error
@@ -54,6 +66,15 @@ class _Reader:
                 conflicts.append(name)
         weights = dict(self._weights(node) for node in self.nodes if node.op_type in _WEIGHTED)
         return ArtifactContents(activations, weights, tuple(dict.fromkeys(conflicts)))
+
+    def floats(self) -> dict[str, StoredFloats]:
+        layers = [node for node in self.nodes if node.op_type in _WEIGHTED]
+        return {
+            str(node.input[1]).removesuffix("/weight"): StoredFloats(
+                self.arrays[node.input[1]], self.arrays[node.input[2]]
+            )
+            for node in layers
+        }
 
     def _graph_name(self, node: onnx.NodeProto) -> str:
         """x/quantized, x/clipped and x/dequantized belong to x; the last dequantize writes `logits`."""

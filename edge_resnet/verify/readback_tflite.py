@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 
 from edge_resnet.errors import GraphError, VerificationError
 from edge_resnet.graph.nodes import QuantParams
-from edge_resnet.verify.contents import ArtifactContents, StoredWeights
+from edge_resnet.verify.contents import ArtifactContents, StoredFloats, StoredWeights
 
-__all__ = ["read_tflite"]
+__all__ = ["read_tflite", "read_tflite_floats"]
 
 _INT8, _UINT8, _INT32 = schema.TensorType.INT8, schema.TensorType.UINT8, schema.TensorType.INT32
-_DTYPES = {_INT8: np.int8, _INT32: np.int32}
+_DTYPES: dict[int, Any] = {_INT8: np.int8, _INT32: np.int32}
+_FLOATS: dict[int, Any] = {schema.TensorType.FLOAT16: np.float16, schema.TensorType.FLOAT32: np.float32}
 _WEIGHTED = {
     schema.BuiltinOperator.CONV_2D,
     schema.BuiltinOperator.DEPTHWISE_CONV_2D,
@@ -24,14 +26,26 @@ _WEIGHTED = {
 }
 
 
+T = TypeVar("T")
+
+
 def read_tflite(path: Path) -> ArtifactContents:
-    """Read the file back. Raises VerificationError when it is not a readable TFLite file."""
+    """Read an int8 file back. Raises VerificationError when it is not a readable TFLite file."""
+    return _read(path, lambda reader: reader.contents())
+
+
+def read_tflite_floats(path: Path) -> dict[str, StoredFloats]:
+    """The weights of a float file, by node. Raises VerificationError as above."""
+    return _read(path, lambda reader: reader.floats())
+
+
+def _read(path: Path, what: Callable[[_Reader], T]) -> T:
     try:
         data = path.read_bytes()
         if data[4:8] != b"TFL3":
             raise VerificationError(f"{path}: not a TFLite file")
         model = schema.ModelT.InitFromPackedBuf(data, 0)
-        return _Reader(model).contents()
+        return what(_Reader(model))
     except VerificationError:
         raise
     except GraphError as error:  # a scale or a zero point that cannot be
@@ -80,14 +94,7 @@ class _Reader:
 
     def _weights(self, op: Any) -> tuple[str, StoredWeights]:
         weight, bias = self.tensors[op.inputs[1]], self.tensors[op.inputs[2]]
-        kind = self._kind(op)
-        q = self._data(weight)
-        if kind == schema.BuiltinOperator.DEPTHWISE_CONV_2D:
-            arranged = q.transpose(3, 0, 1, 2)  # 1HWO -> O1HW
-        elif kind == schema.BuiltinOperator.CONV_2D:
-            arranged = q.transpose(0, 3, 1, 2)  # OHWI -> OIHW
-        else:
-            arranged = self._columns_in_graph_order(q, int(op.inputs[0]))
+        arranged = self._arranged(op, self._data(weight))
         name = self._name(weight).removesuffix("/weight")
         scale = np.asarray(weight.quantization.scale, np.float32)
         if np.any(np.asarray(bias.quantization.zeroPoint)):
@@ -95,6 +102,29 @@ class _Reader:
         zero = np.asarray(weight.quantization.zeroPoint, np.int64)
         bias_scale = np.asarray(bias.quantization.scale, np.float32)
         return name, StoredWeights(arranged, scale, zero, self._data(bias), bias_scale)
+
+    def floats(self) -> dict[str, StoredFloats]:
+        layers = [op for op in self.subgraph.operators if self._kind(op) in _WEIGHTED]
+        return dict(self._floats(op) for op in layers)
+
+    def _floats(self, op: Any) -> tuple[str, StoredFloats]:
+        weight, bias = (self._stored(int(index)) for index in op.inputs[1:3])
+        arranged = self._arranged(op, self._data(weight, _FLOATS))
+        return self._name(weight).removesuffix("/weight"), StoredFloats(arranged, self._data(bias, _FLOATS))
+
+    def _stored(self, index: int) -> Any:
+        """The tensor itself, or the float16 one that a DEQUANTIZE makes it from."""
+        producer = self.producer.get(index)
+        return self.tensors[index if producer is None else producer.inputs[0]]
+
+    def _arranged(self, op: Any, values: NDArray[Any]) -> NDArray[Any]:
+        """A weight in the graph's axis order."""
+        kind = self._kind(op)
+        if kind == schema.BuiltinOperator.DEPTHWISE_CONV_2D:
+            return values.transpose(3, 0, 1, 2)  # 1HWO -> O1HW
+        if kind == schema.BuiltinOperator.CONV_2D:
+            return values.transpose(0, 3, 1, 2)  # OHWI -> OIHW
+        return self._columns_in_graph_order(values, int(op.inputs[0]))
 
     def _columns_in_graph_order(self, q: NDArray[Any], source: int) -> NDArray[Any]:
         """Behind a reshape of an image, columns are in [H, W, C] order; the graph's are in [C, H, W]."""
@@ -104,12 +134,13 @@ class _Reader:
         _, height, width, channels = (int(n) for n in self.tensors[producer.inputs[0]].shape)
         return q.reshape(-1, height * width, channels).transpose(0, 2, 1).reshape(q.shape)
 
-    def _data(self, tensor: Any) -> NDArray[Any]:
-        dtype = _DTYPES.get(tensor.type)
+    def _data(self, tensor: Any, dtypes: dict[int, Any] = _DTYPES) -> NDArray[Any]:
+        dtype = dtypes.get(tensor.type)
         if dtype is None:
-            raise VerificationError(f"tensor {self._name(tensor)!r} is not an integer tensor")
-        raw = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8)
-        return raw.view(dtype).reshape([int(n) for n in tensor.shape])
+            kind = "an integer" if dtypes is _DTYPES else "a float"
+            raise VerificationError(f"tensor {self._name(tensor)!r} is not {kind} tensor")
+        raw: NDArray[Any] = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8).view(dtype)
+        return raw.reshape([int(n) for n in tensor.shape])
 
     def _kind(self, op: Any) -> int:
         return int(self.model.operatorCodes[op.opcodeIndex].builtinCode)

@@ -14,6 +14,7 @@ from edge_resnet.errors import InputError
 from edge_resnet.files import sha256_of
 from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.passes import fold_normalization_std
 from edge_resnet.graph.reference import ReferenceExecutor
 from edge_resnet.progress import Progress
 from edge_resnet.report.schema import Report, load_report
@@ -49,7 +50,8 @@ def verify(directory: Path, data: str | None, progress: Progress) -> Verificatio
     quantized, floating = read_graphs(directory)
     record, probe = read_record(directory), read_probe(directory)
     _check_probe(quantized, probe)  # a graph that was changed proves nothing: say so before the long part
-    sound, broken = _by_checksum(directory, report, quantized)
+    written = fold_normalization_std(floating)
+    sound, broken = _by_checksum(directory, report, quantized, written)
     source = _labelled_batches(record, data, floating)
     notes: list[str] = []
     if source is None:
@@ -70,12 +72,15 @@ def verify(directory: Path, data: str | None, progress: Progress) -> Verificatio
             record.parity_images,
             record.emulated_images,
             advance,
+            written,
         )
     proofs.artifacts.extend(broken)
     return Verification(report, proofs, not notes, tuple(notes))
 
 
-def _by_checksum(directory: Path, report: Report, quantized: Graph) -> tuple[dict[Target, Path], list[Proof]]:
+def _by_checksum(
+    directory: Path, report: Report, quantized: Graph, floating: Graph
+) -> tuple[dict[Target, Path], list[Proof]]:
     """Artifacts whose bytes are the run's, and proofs of the others' failure.
 
     A changed file is read back, to name the tensor, but it is not run: a damaged file can crash a runtime.
@@ -92,13 +97,13 @@ def _by_checksum(directory: Path, report: Report, quantized: Graph) -> tuple[dic
         elif sha256_of(path) == entry.sha256:
             sound[target] = path
         else:
-            broken.append(_changed(target, path, quantized))
+            broken.append(_changed(target, path, quantized, floating))
     return sound, broken
 
 
-def _changed(target: Target, path: Path, quantized: Graph) -> Proof:
+def _changed(target: Target, path: Path, quantized: Graph, floating: Graph) -> Proof:
     proof = Proof(target, path)
-    read_back(proof, quantized)
+    read_back(proof, quantized, floating)
     proof.failures.append(
         f"{path.name}: its bytes are not those that the run wrote (sha256 differs); not run"
     )
