@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 from edge_resnet.errors import MissingToolError
+from edge_resnet.hidden_modules import hidden
 
 __all__ = ["import_coremltools", "without_progress_bars"]
 
@@ -26,21 +26,8 @@ def import_coremltools() -> ModuleType:
             "pip install coremltools on x86-64 Linux or a Mac"
         )
     logging.getLogger("coremltools").setLevel(logging.ERROR)
-    with _hidden("tensorflow"):
+    with hidden("tensorflow"):  # it would import it, for its converter, which takes seconds
         return importlib.import_module("coremltools")
-
-
-@contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """The module cannot be imported meanwhile: coremltools would, for its converter, and take seconds."""
-    before = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
 
 
 @contextmanager
