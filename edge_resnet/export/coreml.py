@@ -184,7 +184,6 @@ class MilWriter:
         self.graph = graph
         self.names = names
         self.dtype = dtype
-        self.quantized = graph.is_quantized
         self.made: dict[str, Any] = {}
 
     def program(self, classifier: bool) -> Any:
@@ -195,7 +194,7 @@ class MilWriter:
         with Function({"image": mb.placeholder(shape, dtype=types.fp32)}, opset_version=self.target) as main:
             self._input(main.inputs["image"])
             for node in self.graph.nodes[1:]:
-                if self.quantized and isinstance(node, BatchNorm):
+                if node.quant is not None and isinstance(node, BatchNorm):
                     raise GraphError(
                         f"node {node.name!r} ({type(node).__name__}) must be lowered before export"
                     )
@@ -243,14 +242,14 @@ class MilWriter:
     def emit(self, node: Node, operation: Callable[..., Any], **values: Any) -> None:
         """The operation, then its activation, then its integers."""
         activation = Activation.NONE if isinstance(node, Relu) else _activation(node)
-        clips = activation is not Activation.NONE
+        clips, quantized = activation is not Activation.NONE, node.quant is not None
         value = operation(
-            name=self.name(node, "op" if clips or self.quantized else "value"),
+            name=self.name(node, "op" if clips or quantized else "value"),
             **values,
         )
         if clips:
-            value = self.clip(value, activation, self.name(node, "relu" if self.quantized else "value"))
-        if self.quantized:
+            value = self.clip(value, activation, self.name(node, "relu" if quantized else "value"))
+        if quantized:
             self._quantize(node, value)
         else:
             self.made[node.name] = value

@@ -114,7 +114,7 @@ def _slice(writer: MilWriter, node: SliceChannels) -> None:
 
 def _normalize(writer: MilWriter, node: Normalize) -> None:
     mb = writer.mb
-    if writer.quantized:  # of a model that came quantized: real values of the bytes, then its own integers
+    if writer.graph.input.quant is not None:  # of a model that came quantized: real values of the bytes
         mean, std = (writer.stored(node, _per_channel(values)) for values in (node.mean, node.std))
         value = mb.sub(x=writer.source(node), y=mean, name=writer.name(node, "centred"))
         writer.emit(node, mb.real_div, x=value, y=std)

@@ -11,6 +11,8 @@ NAME/weight (int8), NAME/bias (int32). What the fusion needs, found by trying:
 A ReLU is not written where its output's zero point is the lowest integer, since quantizing clips there
 already. Elsewhere the integers are clipped (x/clipped in the file): between the sum and its integers a Relu
 or Clip would keep the convolution from being fused.
+A node that computes in float among integers (see Graph.computes_in_integers) has float weights and stands
+between a DequantizeLinear with a Clip (x/real) and a QuantizeLinear, or beside another float node.
 The image comes as raw bytes, uint8 [N, 3, H, W]. A float graph is written in float32, or in float16 from the
 bytes to the last node, whose logits become float32.
 """
@@ -62,9 +64,9 @@ class OnnxWriter:
     def __init__(self, graph: Graph, half: bool = False) -> None:
         self.graph = graph
         self.dtype = np.dtype(np.float16 if half else np.float32)  # of a float graph's tensors
-        self.quantized = graph.is_quantized
         self.proto = onnx.ModelProto(ir_version=_IR_VERSION, producer_name="edge-resnet")
         self.made: dict[str, str] = {}
+        self._kept: set[str] = set()
 
     def model(self) -> onnx.ModelProto:
         self._input()
@@ -85,7 +87,7 @@ class OnnxWriter:
 
     def _input(self) -> None:
         node = self.graph.input
-        if self.quantized:
+        if node.quant is not None:
             self.made[node.name] = self._dequantized("image", node.quant, node.name)
         else:
             self.made[node.name] = self.operator(
@@ -119,7 +121,7 @@ class OnnxWriter:
     def emit(self, kind: str, node: Node, inputs: list[str], **attributes: Any) -> None:
         """The operator, then its activation (float) or its integers (quantized)."""
         activation = Activation.NONE if isinstance(node, Relu) else _activation(node)
-        if not self.quantized:
+        if node.quant is None:
             clips = activation is not Activation.NONE
             output = self.operator(kind, inputs, f"{node.name}/sum" if clips else node.name, **attributes)
             self.made[node.name] = self.clip(output, node, activation) if clips else output
@@ -151,7 +153,27 @@ class OnnxWriter:
         return self.operator("Clip", [quantized, *ends], f"{node.name}/clipped")
 
     def source(self, node: Node, index: int = 0) -> str:
-        return self.made[node.inputs[index]]
+        source = self.graph.by_name[node.inputs[index]]
+        if source.quant is None or not isinstance(getattr(node, "weights", None), FloatWeights):
+            return self.made[source.name]
+        return self._kept_real(source.name, source.quant)
+
+    def _kept_real(self, name: str, quant: QuantParams) -> str:
+        """The real values of integers behind a Clip that changes none of them.
+
+        ONNX Runtime gives float weights right behind a DequantizeLinear integers of its own, one scale for
+        all channels (onnxruntime/core/optimizer/qdq_transformer/weight_bias_quantization.cc).
+        """
+        output = f"{name}/real"
+        if output not in self._kept:
+            self._kept.add(output)
+            ends = np.array([-128, 127]) - quant.zero_point
+            constants = [
+                self.constant(f"{output}_{end}", np.array(np.float32(quant.scale) * value, np.float32))
+                for end, value in zip(("least", "largest"), ends.astype(np.float32), strict=True)
+            ]
+            self.operator("Clip", [self.made[name], *constants], output)
+        return output
 
     def weights(self, node: Conv | Linear) -> list[str]:
         """Weight and bias as float tensors: constants, or integers behind a DequantizeLinear."""

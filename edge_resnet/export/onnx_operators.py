@@ -87,7 +87,7 @@ def _pad_channels(writer: OnnxWriter, node: PadChannels) -> None:
 
 
 def _relu(writer: OnnxWriter, node: Relu) -> None:
-    if writer.quantized:
+    if node.quant is not None:
         writer.emit("Clip", node, [writer.source(node), *_clip_ends(writer, node)])
     else:
         writer.made[node.name] = writer.clip(writer.source(node), node, node.activation)

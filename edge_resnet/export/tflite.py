@@ -1,13 +1,16 @@
 """Graph -> TFLite, as a flatbuffer written directly.
 
 Tensors are NHWC; weights OHWI (depthwise 1HWO). A tensor has its node's name; weights are NAME/weight and
-NAME/bias. Nothing is transposed at run time: the classifier behind a Flatten gets its columns reordered here.
+NAME/bias. Where a node computes in float among integers (see Graph.computes_in_integers), NAME/dequantized
+are the real values of what it reads, and NAME/real its output before it is quantized.
+Nothing is transposed at run time: the classifier behind a Flatten gets its columns reordered here.
 In a float16 file weights and biases are float16, a DEQUANTIZE behind each, as TFLite's own float16
 quantization has it: GPU and NPU delegates take them so, the CPU computes in float32.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -39,7 +42,8 @@ class IoType(StrEnum):
     """What an app hands over and gets back.
 
     uint8 takes the image's raw bytes, float32 takes the same values as floats (0..255); both answer float32
-    logits. int8 takes bytes minus 128 and answers int8 logits, for NPUs and microcontrollers.
+    logits. int8 takes bytes minus 128 and answers int8 logits, for NPUs and microcontrollers
+    (float32 logits where the last layer was kept in float).
     """
 
     UINT8 = "uint8"
@@ -63,9 +67,9 @@ class TfliteWriter:
     def __init__(self, graph: Graph, half: bool = False) -> None:
         self.graph = graph
         self.half = half
-        self.quantized = graph.is_quantized
         self.builder = TfliteBuilder()
         self.made: dict[str, int] = {}
+        self._real: dict[str, int] = {}  # of integers that a float node reads
 
     def write(self, io: IoType) -> bytearray:
         first = self._input(io)
@@ -80,11 +84,10 @@ class TfliteWriter:
 
     def _input(self, io: IoType) -> int:
         node = self.graph.input
-        if not self.quantized:
+        if node.quant is None:
             if io is IoType.INT8:
                 raise GraphError("a float model has no int8 ends; use --io uint8 or float32")
             return self._float_input(node, io)
-        assert node.quant is not None
         if any(isinstance(reader, Normalize) for reader in self.graph.consumers[node.name]):
             return self._byte_input(node, io)
         shape, scale = nhwc(node.shape), np.array([node.quant.scale], np.float32)
@@ -113,10 +116,13 @@ class TfliteWriter:
         if io is IoType.INT8:
             raise GraphError("a model that normalizes its image in float has no int8 ends; use --io uint8")
         if io is IoType.FLOAT32:
-            return self._float_input(node, io)
+            first = self._float_input(node, io)
+            self._real[node.name] = self.made[node.name]
+            return first
         shape = nhwc(node.shape)
         first = self.builder.tensor(node.name, shape, "uint8", np.ones(1, np.float32), 0)
         self.made[node.name] = self.builder.tensor(f"{node.name}/float32", shape, "float32")
+        self._real[node.name] = self.made[node.name]
         options = schema.CastOptionsT()
         options.inDataType, options.outDataType = schema.TensorType.UINT8, schema.TensorType.FLOAT32
         self.builder.operator("CAST", [first], self.made[node.name], options)
@@ -137,7 +143,7 @@ class TfliteWriter:
     def _output(self, io: IoType) -> int:
         node = self.graph.output
         inner = self.made[node.name]
-        if not self.quantized or io is IoType.INT8:
+        if node.quant is None or io is IoType.INT8:
             return inner
         shape = nhwc(self.graph.output_shape)
         last = self.builder.tensor(f"{node.name}/float32", shape, "float32")
@@ -147,20 +153,35 @@ class TfliteWriter:
     # What the node writers use.
 
     def activation(self, node: Node, name: str | None = None, shape: Shape | None = None) -> int:
-        """The tensor of a node's output, with its integers if the graph has them."""
+        """The tensor of a node's output, with its integers if it has them."""
         shape = nhwc(self.graph.shapes[node.name]) if shape is None else shape
-        if not self.quantized:
+        if node.quant is None:
             return self.builder.tensor(name or node.name, shape, "float32")
-        assert node.quant is not None
         scale = np.array([node.quant.scale], np.float32)
         return self.builder.tensor(name or node.name, shape, "int8", scale, node.quant.zero_point)
 
     def emit(self, kind: str, node: Node, inputs: list[int], options: Any = None) -> None:
+        """The operator, and QUANTIZE behind it where a node that computes in float has integers."""
         self.made[node.name] = self.activation(node)
-        self.builder.operator(kind, inputs, self.made[node.name], options)
+        if node.quant is None or self.graph.computes_in_integers(node):
+            self.builder.operator(kind, inputs, self.made[node.name], options)
+            return
+        real = self.builder.tensor(f"{node.name}/real", nhwc(self.graph.shapes[node.name]), "float32")
+        self.builder.operator(kind, inputs, real, options)
+        self.builder.operator("QUANTIZE", [real], self.made[node.name], schema.QuantizeOptionsT())
 
     def source(self, node: Node, index: int = 0) -> int:
-        return self.made[node.inputs[index]]
+        """The tensor that the node reads: integers, or their real values where it computes in float."""
+        source = self.graph.by_name[node.inputs[index]]
+        if source.quant is None or self.graph.computes_in_integers(node):
+            return self.made[source.name]
+        if source.name not in self._real:
+            shape = nhwc(self.graph.shapes[source.name])
+            self._real[source.name] = self.builder.tensor(f"{source.name}/dequantized", shape, "float32")
+            self.builder.operator(
+                "DEQUANTIZE", [self.made[source.name]], self._real[source.name], schema.DequantizeOptionsT()
+            )
+        return self._real[source.name]
 
     def source_shape(self, node: Node) -> Shape:
         return self.graph.shapes[node.inputs[0]]
@@ -196,6 +217,8 @@ class TfliteWriter:
             width + padding.left + padding.right,
             channels,
         )
+        if not self.graph.computes_in_integers(node):
+            source = replace(source, quant=None)
         output = self.activation(source, f"{node.name}/padded", shape)
         inputs = [self.source(node), self.builder.constant(f"{node.name}/padding", padding_amounts(padding))]
         if fill is None:
@@ -206,9 +229,9 @@ class TfliteWriter:
         return output
 
     def _fill(self, node: Node, source: Node, fill: float) -> int:
-        if not self.quantized:
+        quant = source.quant
+        if quant is None:
             return self.builder.constant(f"{node.name}/fill", np.array([fill], np.float32))
-        quant = self.quant_of(source.name)
         return self.builder.constant(
             f"{node.name}/fill",
             np.array([-128], np.int8),

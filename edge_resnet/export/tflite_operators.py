@@ -64,12 +64,25 @@ _FUSED = {
 
 
 def _fused(node: Conv | Linear | Add) -> int:
-    """The activation's code. TFLite has no fused clip to [0, 1]; integers that end there need none."""
+    """The activation's code. TFLite has none that clips to [0, 1]; integers that end there need none."""
     if node.activation in _FUSED:
         return int(_FUSED[node.activation])
-    if node.quant is None or integer_bounds(node) != (-128, 127):
+    if node.quant is not None and integer_bounds(node) != (-128, 127):
         raise GraphError(f"node {node.name!r}: TFLite has no fused activation {str(node.activation)!r}")
     return int(schema.ActivationFunctionType.NONE)
+
+
+def _layer(
+    writer: TfliteWriter, kind: str, node: Conv | Linear | Add, inputs: list[int], options: Any
+) -> None:
+    """The operator with its fused activation, or with one behind it where TFLite cannot fuse it."""
+    options.fusedActivationFunction = _fused(node)
+    if node.quant is not None or node.activation in _FUSED:
+        writer.emit(kind, node, inputs, options)
+        return
+    total = writer.activation(node, f"{node.name}/sum")
+    writer.builder.operator(kind, inputs, total, options)
+    writer.emit(_RELUS[node.activation], node, [total])
 
 
 def _conv(writer: TfliteWriter, node: Conv) -> None:
@@ -93,8 +106,7 @@ def _conv(writer: TfliteWriter, node: Conv) -> None:
     options.padding = padding
     options.strideH, options.strideW = node.stride
     options.dilationHFactor, options.dilationWFactor = node.dilation
-    options.fusedActivationFunction = _fused(node)
-    writer.emit(kind, node, [source, *writer.weights(node, arranged, axis)], options)
+    _layer(writer, kind, node, [source, *writer.weights(node, arranged, axis)], options)
 
 
 def _linear(writer: TfliteWriter, node: Linear) -> None:
@@ -103,15 +115,12 @@ def _linear(writer: TfliteWriter, node: Linear) -> None:
     if isinstance(flatten, Flatten):  # columns in [C, H, W] order -> [H, W, C], as the tensor lies in memory
         channels, height, width = writer.source_shape(flatten)
         weight = weight.reshape(-1, channels, height * width).transpose(0, 2, 1).reshape(weight.shape)
-    options = schema.FullyConnectedOptionsT()
-    options.fusedActivationFunction = _fused(node)
-    writer.emit("FULLY_CONNECTED", node, [writer.source(node), *writer.weights(node, weight, 0)], options)
+    inputs = [writer.source(node), *writer.weights(node, weight, 0)]
+    _layer(writer, "FULLY_CONNECTED", node, inputs, schema.FullyConnectedOptionsT())
 
 
 def _add(writer: TfliteWriter, node: Add) -> None:
-    options = schema.AddOptionsT()
-    options.fusedActivationFunction = _fused(node)
-    writer.emit("ADD", node, [writer.source(node, 0), writer.source(node, 1)], options)
+    _layer(writer, "ADD", node, [writer.source(node, 0), writer.source(node, 1)], schema.AddOptionsT())
 
 
 def _pool(
@@ -186,7 +195,8 @@ def _mul(writer: TfliteWriter, node: Mul) -> None:
 def _concat(writer: TfliteWriter, node: Concat) -> None:
     options = schema.ConcatenationOptionsT()
     options.axis = 3
-    writer.emit("CONCATENATION", node, [writer.made[name] for name in node.inputs], options)
+    sources = [writer.source(node, index) for index in range(len(node.inputs))]
+    writer.emit("CONCATENATION", node, sources, options)
 
 
 def _slice(writer: TfliteWriter, node: SliceChannels) -> None:
