@@ -91,9 +91,8 @@ def _weights(artifacts: list[Artifact]) -> list[str]:
             f"{join(plain)} {_hold(plain)} the float model's weights, rounded to the file's type at most."
         )
     if palettes := [target for target in equal if "palette" in target]:
-        said.append(
-            f"{join(palettes)} {_hold(palettes)} the palette entry nearest to each of the float model's weights."
-        )
+        names = f"{join(palettes)} {_hold(palettes)}"
+        said.append(f"{names} the palette entry nearest to each of the float model's weights.")
     return said
 
 
