@@ -63,6 +63,7 @@ def examine() -> list[Check]:
             _package("scikit-learn", "the bundled demo's images"),
             _package("torchvision", "torchvision:NAME models", extra=True),
             _package("timm", "timm:NAME models", extra=True),
+            _package("nncf", "--quantizer nncf", extra=True),
             _cpu(),
             _saturation(),
             _memory(),
