@@ -62,13 +62,16 @@ def compress(
     out: str | Path | None = None,
     output: str | None = None,
     requantize: bool = False,
+    devices: int = 1,
     progress: Progress | None = None,
     command: str = "",
 ) -> RunResult:
     """Quantize a trained model, write it for each target, prove each file, and report.
 
     The arguments are those of `edge-resnet compress` (see docs). Raises InputError for what the user gave
-    wrongly. A failed verification does not raise: look at `failures`.
+    wrongly. A failed verification does not raise: look at `failures`. Training leaves checkpoints in
+    `out`/state, and the same call goes on from them. `devices`: processes that train together. Under torchrun
+    all processes but the first raise edge_resnet.training.WorkerDone when training is over.
     """
     progress = progress or SilentProgress()
     chosen = parse_targets(targets)
@@ -77,7 +80,7 @@ def compress(
         raise InputError("--io int8 needs an int8 target: a float .tflite has no int8 ends")
     if any(target.suffix == ".mlpackage" for target in chosen):
         import_coremltools()  # not installed: say so before any work
-    run = open_run(model, weights, data, output, requantize, parsed, chosen, out, progress)
+    run = open_run(model, weights, data, output, requantize, parsed, chosen, out, progress, devices)
     existed = run.out.exists()
     check_writable(run.out)
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=run.out))
@@ -93,11 +96,13 @@ def compress(
 def _run(run: Run, work: Path, command: str) -> RunResult:
     from edge_resnet.report.assemble import assemble_report
     from edge_resnet.report.save import save_report
+    from edge_resnet.training import leave_worker
 
     train_source(run)
     import_source(run)
     if run.quantized is None:
         quantize_source(run)
+    leave_worker()  # all training is done: one process goes on
     paths = _export(run, work)
     validation = run.images.split("val")
     chosen = validation.order(run.recipe.seed)[: run.recipe.evaluate.images]

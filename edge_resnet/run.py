@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ __all__ = ["Run", "StageTime"]
 
 @dataclass(frozen=True)
 class StageTime:
+    """`resumed`: the stage went on from, or only loaded, what an earlier run had left."""
+
     name: str
     seconds: float
+    resumed: bool = False
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Run:
     preprocess: Preprocess
     out: Path
     requantize: bool = False
+    devices: int = 1
     stages: list[StageTime] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     floating: Graph | None = None
@@ -55,6 +59,15 @@ class Run:
         with self.progress.stage(name, total) as advance:
             yield advance
         self.stages.append(StageTime(name, time.perf_counter() - started))
+
+    def mark_resumed(self) -> None:
+        """Of the stage that ended last."""
+        self.stages[-1] = replace(self.stages[-1], resumed=True)
+
+    @property
+    def state(self) -> Path:
+        """Where checkpoints of training are: they outlive a run that fails."""
+        return self.out / "state"
 
     def note(self, text: str) -> None:
         self.notes.append(text)

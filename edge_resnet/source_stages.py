@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from edge_resnet.compression.output_range import lacks_output_range, with_output_range
 from edge_resnet.data.images import open_images
@@ -39,6 +40,7 @@ def open_run(
     targets: tuple[Target, ...],
     out: str | Path | None,
     progress: Progress,
+    devices: int = 1,
 ) -> Run:
     """Look at all that the user gave before any work is done."""
     if data is None and model == "demo":
@@ -58,7 +60,7 @@ def open_run(
     preprocess = resolve_preprocess(loaded.preprocess_defaults, recipe.preprocess)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     directory = Path(out) if out else Path("runs") / f"{loaded.name}-{stamp}"
-    run = Run(recipe, targets, progress, loaded, images, preprocess, directory, requantize)
+    run = Run(recipe, targets, progress, loaded, images, preprocess, directory, requantize, devices)
     run.stages.append(StageTime("open", time.perf_counter() - started))
     notes = loaded.notes
     if recipe.train.epochs:  # what is said of random weights is no longer true then
@@ -71,9 +73,9 @@ def open_run(
 def train_source(run: Run) -> None:
     """Train the model from what it is (random or given weights), if the recipe has epochs.
 
-    The weights are left in the run's folder, also when a later stage fails.
+    The weights are left in the run's folder, also when a later stage fails; so are checkpoints.
     """
-    from edge_resnet.compression.train import save_trained, train, trained_path
+    from edge_resnet.training import FloatTask, fit, is_worker, save_trained, show_on, trained_path
 
     settings, split = run.recipe.train, run.images.split("train")
     if not settings.epochs:
@@ -87,21 +89,45 @@ def train_source(run: Run) -> None:
         )
     _check_classes(run, import_graph(run.model, run.preprocess))  # before hours of training, not after
     with run.stage("train", settings.epochs * len(split)) as advance:
-        record = train(
-            run.model.module,
+        record = fit(
+            FloatTask(run.model.module, run.preprocess, settings),
             split,
             run.preprocess,
             settings,
             run.recipe.seed,
-            advance,
-            run.recipe.evaluate.skip_corrupt,
+            state=run.state,
+            identity=_training_identity(run, run.model.module),
+            advance=advance,
+            report=show_on(advance),
+            skip_corrupt=run.recipe.evaluate.skip_corrupt,
+            devices=run.devices,
         )
+    run.record.training.append(record)
+    if record.resumed_at:
+        run.mark_resumed()
+    if is_worker():
+        return
     path = trained_path(run.out, run.model.name)
     save_trained(run.model.module, path)
     run.model = replace(run.model, weights_sha256=sha256_of(path))
     run.note(
         f"trained for {settings.epochs} epochs of {record.images} images in {record.seconds:.0f} s: loss "
-        f"{record.losses[0]:.3f} to {record.losses[-1]:.3f}; the weights are in {path.name}"
+        f"{record.epochs[0].loss:.3f} to {record.epochs[-1].loss:.3f}; the weights are in {path.name}"
+    )
+
+
+def _training_identity(run: Run, module: nn.Module) -> str:
+    """Of all that decides the trained weights."""
+    from edge_resnet.training import identity_of, weights_digest
+
+    return identity_of(
+        model=run.model.source,
+        weights=weights_digest(module),
+        recipe=run.recipe.train.model_dump(mode="json"),
+        seed=run.recipe.seed,
+        preprocess=run.preprocess.to_json(),
+        data=run.images.fingerprint,
+        skip_corrupt=run.recipe.evaluate.skip_corrupt,
     )
 
 

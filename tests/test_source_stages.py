@@ -15,7 +15,6 @@ import onnx
 import pytest
 import torch
 
-from edge_resnet.compression.train import train
 from edge_resnet.data.images import open_images
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import InputError, VerificationError
@@ -26,6 +25,7 @@ from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.nodes import Conv, FloatWeights
 from edge_resnet.models.cifar_resnet import CifarResNet
 from edge_resnet.recipe import Train
+from edge_resnet.training import FloatTask, fit
 from edge_resnet.verify.import_check import check_import, random_images
 
 Command = Callable[..., tuple[int, str, str]]
@@ -243,8 +243,8 @@ def test_one_pixel_is_trained_in_float32(image_folder: Path) -> None:
     modules[1].load_state_dict(modules[0].state_dict())
     split = open_images(str(image_folder)).split("train")
     preprocess = Preprocess.from_json({"size": 16, "mean": MEAN, "std": STD})
-    losses = [
-        train(module, split, preprocess, Train(epochs=2, batch=8, precision=precision), 0).losses
-        for module, precision in zip(modules, ("bfloat16", "float32"), strict=True)
-    ]
+    losses = []
+    for module, precision in zip(modules, ("bfloat16", "float32"), strict=True):
+        settings = Train(epochs=2, batch=8, precision=precision)
+        losses.append(fit(FloatTask(module, preprocess, settings), split, preprocess, settings, 0).losses)
     assert losses[0] == losses[1]

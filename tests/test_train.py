@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import edge_resnet.compression.train as training
-from edge_resnet.compression.augment import random_resized_crops, shifted_and_flipped
-from edge_resnet.compression.train import one_cycle, save_trained, train, trained_path
+from edge_resnet.compression.record import TrainingRecord
 from edge_resnet.data.images import ImageSplit, open_images
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.frontends.weights import load_into, load_state_dict_file
 from edge_resnet.models.zoo import ZOO
+from edge_resnet.progress import Advance
 from edge_resnet.recipe import Recipe, Train, load_recipe
+from edge_resnet.training import FloatTask, data, fit, one_cycle, save_trained, trained_path
+from edge_resnet.training.augment import Changes, draw_changes
 
 SMALL = Preprocess((16, 16), (0.5,) * 3, (0.5,) * 3)
 DEMO = Preprocess.from_json(ZOO["demo"].preprocess)
@@ -29,6 +30,23 @@ def seeded(name: str = "demo", classes: int = 3) -> nn.Module:
     torch.manual_seed(0)
     module: nn.Module = ZOO[name].build(classes)
     return module
+
+
+def train(
+    module: nn.Module,
+    split: ImageSplit,
+    preprocess: Preprocess,
+    settings: Train,
+    seed: int,
+    advance: Advance = lambda images: None,
+    skip_corrupt: bool = False,
+) -> TrainingRecord:
+    task = FloatTask(module, preprocess, settings)
+    return fit(task, split, preprocess, settings, seed, advance=advance, skip_corrupt=skip_corrupt)
+
+
+def epoch_losses(record: TrainingRecord) -> list[float]:
+    return [epoch.loss for epoch in record.epochs]
 
 
 def images_of(split: ImageSplit, preprocess: Preprocess) -> tuple[Tensor, np.ndarray]:
@@ -43,13 +61,18 @@ def accuracy(module: nn.Module, split: ImageSplit, preprocess: Preprocess) -> fl
 
 
 def test_digits_are_learned() -> None:
-    data, module, steps = open_images("demo"), seeded(classes=10), []
+    digits, module, steps = open_images("demo"), seeded(classes=10), []
+    count = len(digits.split("train"))
     settings = Train(epochs=5, batch=32, flip=False, crop_padding=2)
-    record = train(module, data.split("train"), DEMO, settings, 0, steps.append)
-    assert record.losses[-1] < 0.5 * record.losses[0]
-    assert accuracy(module, data.split("val"), DEMO) > 0.85
-    assert sum(steps) == 5 * len(data.split("train"))
-    assert (record.images, record.seconds > 0) == (len(data.split("train")) // 32 * 32, True)
+    record = train(module, digits.split("train"), DEMO, settings, 0, steps.append)
+    losses = epoch_losses(record)
+    assert losses[-1] < 0.5 * losses[0]
+    assert record.epochs[-1].top1 > 0.85 > 0.6 > record.epochs[0].top1
+    assert accuracy(module, digits.split("val"), DEMO) > 0.85
+    assert sum(steps) == 5 * count
+    assert (record.images, record.seconds > 0) == (count // 32 * 32, True)
+    assert 100 < len(record.losses) <= 300
+    assert record.losses[-1][0] == 5 * (count // 32)
     assert not module.training
     assert all(p.dtype == torch.float32 and p.is_contiguous() for p in module.parameters())
 
@@ -60,7 +83,7 @@ def test_digits_are_learned() -> None:
 def test_every_kind_learns_colours(name: str, image_folder: Path) -> None:
     module, split = seeded(name), open_images(str(image_folder)).split("train")
     settings = Train(epochs=4, batch=8, learning_rate=0.02, crop_padding=1)
-    losses = train(module, split, SMALL, settings, 0).losses
+    losses = epoch_losses(train(module, split, SMALL, settings, 0))
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -70,7 +93,7 @@ def test_training_goes_on_from_given_weights(image_folder: Path) -> None:
     train(module, split, SMALL, QUICK.model_copy(update={"epochs": 6}), 0)
     again = train(module, split, SMALL, QUICK.model_copy(update={"learning_rate": 0.005}), 1)
     scratch = train(seeded(), split, SMALL, QUICK, 1)
-    assert again.losses[0] < 0.7 * scratch.losses[0]
+    assert again.epochs[0].loss < 0.7 * scratch.epochs[0].loss
 
 
 def test_the_seed_decides(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +111,7 @@ def test_the_seed_decides(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     first, second, other = weights(0), weights(0), weights(1)
     assert all(map(torch.equal, first, second))
     assert not all(map(torch.equal, first, other))
-    monkeypatch.setattr(training, "_MEMORY", 0)  # decoded again in every epoch: the same images
+    monkeypatch.setattr(data, "MEMORY", 0)  # decoded again in every epoch: the same images
     assert all(map(torch.equal, first, weights(0)))
 
 
@@ -149,13 +172,13 @@ def test_corrupt_images(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert train(seeded(), split, SMALL, QUICK, 0, skip_corrupt=True).images == 16  # two batches of 22 images
     assert len(split.skipped) == 2
     steps: list[int] = []
-    monkeypatch.setattr(training, "_MEMORY", 0)
+    monkeypatch.setattr(data, "MEMORY", 0)
     train(seeded(), split, SMALL, QUICK, 0, steps.append, skip_corrupt=True)
     assert sum(steps) == 3 * 24
     for file in (image_folder / "train").rglob("*.*"):
         file.write_bytes(b"no image")
     for memory in (0, 2**30):
-        monkeypatch.setattr(training, "_MEMORY", memory)
+        monkeypatch.setattr(data, "MEMORY", memory)
         with pytest.raises(InputError, match=r"no image of the train split|0 images to train on"):
             train(seeded(), split, SMALL, QUICK, 0, skip_corrupt=True)
 
@@ -199,13 +222,14 @@ def test_batch_normalization_and_biases_do_not_decay(image_folder: Path) -> None
 def test_shifts_and_flips_are_whole_pixels() -> None:
     rng = np.random.default_rng(0)
     pixels = np.random.default_rng(1).integers(1, 256, (64, 5, 7, 3), np.uint8)
-    assert shifted_and_flipped(pixels, rng, 0, False) is pixels
-    flipped = shifted_and_flipped(pixels, rng, 0, True)
+    none = Train(crop_padding=0, flip=False)
+    assert draw_changes(rng, 64, none).apply(pixels) is pixels
+    flipped = draw_changes(rng, 64, Train(crop_padding=0)).apply(pixels)
     mirrored = [np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, pixels, strict=True)]
     same = [np.array_equal(a, b) for a, b in zip(flipped, pixels, strict=True)]
     assert all(a != b for a, b in zip(mirrored, same, strict=True))
     assert 16 < sum(mirrored) < 48
-    moved = shifted_and_flipped(pixels, rng, 1, False)
+    moved = draw_changes(rng, 64, Train(crop_padding=1, flip=False)).apply(pixels)
     padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)))
     found = set()
     for image, source in zip(moved, padded, strict=True):
@@ -220,17 +244,29 @@ def test_shifts_and_flips_are_whole_pixels() -> None:
     assert len(found) == 9
 
 
+def crops_of(pixels: np.ndarray, area: float) -> np.ndarray:
+    settings = Train(crop_padding=0, flip=False, crop_area=area)
+    return draw_changes(np.random.default_rng(0), len(pixels), settings).apply(pixels)
+
+
 def test_crops_stay_inside() -> None:
-    ramp = torch.linspace(0, 1, 32).repeat(200, 1, 32, 1)  # [200, 1, 32, 32], rising to the right
-    crops = random_resized_crops(ramp, np.random.default_rng(0), 0.25)
-    assert crops.shape == ramp.shape
-    spans = crops[:, 0, 0, -1] - crops[:, 0, 0, 0]
-    assert float(crops.min()) >= 0.0
-    assert float(crops.max()) <= 1.0
-    assert float(spans.min()) > 0.4  # a quarter of the area at 3:4 is 0.43 of the width
-    assert float(spans.max()) > 0.9
-    whole = random_resized_crops(ramp, np.random.default_rng(0), 1.0)
-    assert torch.allclose(whole[:, :, :, 0].mean(), ramp[:, :, :, 0].mean(), atol=0.1)
+    ramp = np.broadcast_to(np.linspace(0, 255, 32).round().astype(np.uint8)[:, None], (200, 32, 32, 1))
+    crops = crops_of(ramp, 0.25)
+    assert (crops.shape, crops.dtype) == (ramp.shape, np.uint8)
+    spans = (crops[:, 0, -1, 0].astype(int) - crops[:, 0, 0, 0]) / 255
+    assert spans.min() > 0.4  # a quarter of the area at 3:4 is 0.43 of the width
+    assert spans.max() > 0.9
+    assert np.array_equal(crops_of(ramp, 0.999999), ramp) is False
+    centre = Changes(crops=np.array([[[0.5, 0, 0], [0, 0.5, 0]]], np.float32)).apply(ramp[:1])
+    expected = np.interp(np.arange(32) / 2 + 7.75, np.arange(32), ramp[0, 0, :, 0])
+    assert np.abs(centre[0, 5, :, 0] - expected).max() <= 0.51  # a byte is the nearest one
+
+
+def test_a_part_of_the_batch_changes_like_the_whole() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 8, 8, 3), np.uint8)
+    changes = draw_changes(np.random.default_rng(0), 9, Train(crop_padding=2, crop_area=0.5))
+    whole, part = changes.apply(pixels), slice(4, 7)
+    assert np.array_equal(changes.of(part).apply(pixels[part]), whole[part])
 
 
 def test_the_recipe_section() -> None:

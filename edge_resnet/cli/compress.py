@@ -25,11 +25,14 @@ def run(
     out: Path | None,
     output: str | None,
     requantize: bool,
+    devices: int,
     as_json: bool,
 ) -> int:
     """Returns the exit code: 1 when a verification failed."""
+    from edge_resnet.training import WorkerDone, is_worker
+
     console = error_console()
-    progress = ConsoleProgress(console, quiet=as_json)
+    progress = ConsoleProgress(console, quiet=as_json or is_worker())
     project = None
     if model is None:
         project = _default_project(progress)
@@ -38,19 +41,23 @@ def run(
     from edge_resnet.pipeline import compress
     from edge_resnet.report.terminal import print_summary
 
-    result = compress(
-        model,
-        weights=weights,
-        data=data or (project.data if project else None),
-        targets=targets or (project.targets if project else ()) or DEFAULT_TARGETS,
-        recipe=recipe or (project.recipe if project else None),
-        settings=settings,
-        out=out or (project.out if project else None),
-        output=output,
-        requantize=requantize,
-        progress=progress,
-        command=shlex.join(["edge-resnet", *sys.argv[1:]]),
-    )
+    try:
+        result = compress(
+            model,
+            weights=weights,
+            data=data or (project.data if project else None),
+            targets=targets or (project.targets if project else ()) or DEFAULT_TARGETS,
+            recipe=recipe or (project.recipe if project else None),
+            settings=settings,
+            out=out or (project.out if project else None),
+            output=output,
+            requantize=requantize,
+            devices=devices,
+            progress=progress,
+            command=shlex.join(["edge-resnet", *sys.argv[1:]]),
+        )
+    except WorkerDone:
+        return 0
     if as_json:
         print(result.report.model_dump_json(indent=1))
     else:

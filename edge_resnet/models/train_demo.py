@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from edge_resnet.compression.train import save_trained, train
 from edge_resnet.data.images import ImageSplit, open_images
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.files import atomic_write
 from edge_resnet.models.zoo import DEMO_WEIGHTS, ZOO
 from edge_resnet.recipe import Train
+from edge_resnet.training import FloatTask, fit, save_trained
 
 __all__ = ["train_demo"]
 
@@ -33,8 +33,8 @@ def train_demo() -> float:
     data, preprocess = open_images("demo"), Preprocess.from_json(ZOO["demo"].preprocess)
     torch.manual_seed(SEED)
     model: nn.Module = ZOO["demo"].build(len(data.classes))
-    record = train(model, data.split("train"), preprocess, SETTINGS, SEED)
-    print("losses " + " ".join(f"{loss:.3f}" for loss in record.losses), file=sys.stderr)
+    record = fit(FloatTask(model, preprocess, SETTINGS), data.split("train"), preprocess, SETTINGS, SEED)
+    print("losses " + " ".join(f"{epoch.loss:.3f}" for epoch in record.epochs), file=sys.stderr)
     accuracy = _accuracy(model, data.split("val"), preprocess)
     DEMO_WEIGHTS.parent.mkdir(exist_ok=True)
     save_trained(model, DEMO_WEIGHTS)

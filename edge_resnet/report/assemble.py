@@ -67,7 +67,9 @@ def assemble_report(
         ),
         baseline=_baseline(proofs.baseline, latency, run.baseline.runtime),
         compressed=schema.Compressed(params=run.quantized.params, macs=run.quantized.macs),
-        stages=[schema.Stage(name=s.name, seconds=round(s.seconds, 3), resumed=False) for s in run.stages],
+        stages=[
+            schema.Stage(name=s.name, seconds=round(s.seconds, 3), resumed=s.resumed) for s in run.stages
+        ],
         artifacts=[
             _artifact(proof, proofs.baseline, benchmarks.get(proof.target.name)) for proof in proofs.artifacts
         ],

@@ -1,0 +1,147 @@
+"""What is trained, and how a batch becomes a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_resnet.data.preprocess import Preprocess
+from edge_resnet.errors import InputError
+from edge_resnet.progress import StageBar
+from edge_resnet.recipe import Optimization, Train
+from edge_resnet.training.optimizer import decayed
+
+__all__ = ["FloatTask", "LiveMetrics", "Task", "check_logits", "show_on"]
+
+
+class Task(Protocol):
+    """A module and its loss. `name` is the recipe's section: train or qat.
+
+    All that training changes is in the module's state dict (parameters and buffers), so that checkpoints
+    hold it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def module(self) -> nn.Module:
+        """Trained in place."""
+        ...
+
+    def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Augmented uint8 [N, H, W, 3] -> what the module takes, channels_last. Called in a thread."""
+        ...
+
+    def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss of the batch, a scalar, and its logits, float32 [N, classes]."""
+        ...
+
+    def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
+        """For the optimizer. A group may carry `lr_scale`, a factor of the learning rate."""
+        ...
+
+    def on_step(self, step: int, total: int) -> None:
+        """Called before each step, for schedules."""
+        ...
+
+    def autocast(self, settings: Optimization) -> bool:
+        """Whether the loop runs `loss` in bfloat16 autocast."""
+        ...
+
+
+@dataclass(frozen=True)
+class LiveMetrics:
+    """Where training is: `loss` and `accuracy` (0 to 1) are means over the epoch so far."""
+
+    name: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    ended: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"epoch {self.epoch}/{self.epochs}  loss {self.loss:.3f}  accuracy {100 * self.accuracy:.1f} %"
+
+
+def show_on(bar: StageBar) -> Callable[[LiveMetrics], None]:
+    """A `report` for fit: the figures beside the bar."""
+    return lambda live: bar.show(live.text, keep=live.ended)
+
+
+@dataclass(frozen=True, eq=False)
+class FloatTask:
+    """Cross entropy of a module that maps normalized images, float32 [N, 3, H, W], to logits."""
+
+    module: nn.Module
+    preprocess: Preprocess
+    settings: Train
+    name: str = "train"
+
+    def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
+        # uint8 [N, H, W, 3] is channels_last already; what follows keeps that order.
+        return self.preprocess.normalized(pixels).contiguous(memory_format=torch.channels_last)
+
+    def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = check_logits(module(inputs), labels)
+        return F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing), logits
+
+    def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
+        return decayed(self.module, settings)
+
+    def on_step(self, step: int, total: int) -> None:
+        pass
+
+    def autocast(self, settings: Optimization) -> bool:
+        return settings.precision == "bfloat16" and not _strides_over_one_pixel(self.module, self.preprocess)
+
+
+def check_logits(logits: object, labels: Tensor) -> Tensor:
+    """The same in float32, whatever the arithmetic of the layers: the loss is computed in it.
+
+    Raises InputError where the model does not fit the labels.
+    """
+    highest = int(labels.max())
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] <= highest:
+        answer = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"the model answers {answer} to a batch of {len(labels)} images with labels up to {highest}: "
+            "training needs one logit for each class"
+        )
+    return logits.float()
+
+
+def _strides_over_one_pixel(module: nn.Module, preprocess: Preprocess) -> bool:
+    """Whether a strided convolution sees an image of one pixel: such a model is trained in float32.
+
+    The gradient of its weights in bfloat16 is computed from memory that was never written (oneDNN in torch
+    2.13; seen with a 3x3 convolution of stride 2 on 1x1, and with no larger image).
+    """
+    found: list[bool] = []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        found.append(max(layer.stride) > 1 and max(inputs[0].shape[2:]) == 1)
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    handles = [layer.register_forward_pre_hook(look) for layer in layers]
+    training = module.training
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, 3, *preprocess.size))
+    finally:
+        module.train(training)
+        for handle in handles:
+            handle.remove()
+    return any(found)
