@@ -102,14 +102,20 @@ def compress(
     requantize: Annotated[
         bool, typer.Option("--requantize", help="Choose the integers of a quantized model anew.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Where the run goes; default runs/MODEL-DATE.")] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, help="Processes that train together on this machine (several: torchrun).")
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the run goes, and goes on when interrupted; default runs/MODEL-DATE."),
+    ] = None,
     json_: JsonOption = False,
 ) -> int:
     """Quantize a trained model, write it for each target, and prove every file on its own runtime."""
     from edge_resnet.cli.compress import run
 
     settings = [*(set_ or []), *([f"export.tflite_io={io}"] if io else [])]
-    return run(model, weights, data, target or [], recipe, settings, out, output, requantize, json_)
+    return run(model, weights, data, target or [], recipe, settings, out, output, requantize, devices, json_)
 
 
 @app.command()
