@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edge_resnet.errors import InputError
+from edge_resnet.recipe.ready import ready_recipes
 
 __all__ = ["PROJECT_FILE", "Project", "load_project"]
 
@@ -18,7 +19,7 @@ PROJECT_FILE = "edge-resnet.yaml"
 class Project(BaseModel):
     """Every key is optional on the command line too, and the command line wins.
 
-    Paths are relative to the file. `recipe` is a path or the recipe itself.
+    Paths are relative to the file. `recipe` is a path, a ready recipe's name or the recipe itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +53,8 @@ def _relative_to(folder: Path, project: Project) -> dict[str, Any]:
     updates: dict[str, Any] = {}
     for key in ("weights", "recipe", "out"):
         value = getattr(project, key)
+        if key == "recipe" and str(value) in ready_recipes() and not (folder / str(value)).is_file():
+            continue
         if isinstance(value, Path):
             updates[key] = folder / value
     if project.data is not None and project.data != "demo":

@@ -27,17 +27,27 @@ def print_models(as_json: bool) -> int:
 
 
 def print_recipes(what: str | None) -> int:
-    import yaml
-
-    from edge_resnet.recipe import Recipe
-
+    """The ready recipes; `schema` and `defaults` print what they say."""
     if what == "schema":
+        from edge_resnet.recipe import Recipe
+
         print(json.dumps(Recipe.model_json_schema(), indent=1))
-        return 0
-    if what is not None:
-        raise InputError(f"recipes {what!r}: the only word here is `schema`")
-    print("# the defaults; write what you change into a file and give it with --recipe")
-    print(yaml.safe_dump(Recipe().model_dump(), sort_keys=False), end="")
+    elif what == "defaults":
+        import yaml
+
+        from edge_resnet.recipe import Recipe
+
+        print("# the defaults; write what you change into a file and give it with --recipe")
+        print(yaml.safe_dump(Recipe().model_dump(), sort_keys=False), end="")
+    elif what is None:
+        from edge_resnet.recipe.ready import description_of, ready_folder, ready_recipes
+
+        for name, path in ready_recipes().items():
+            print(f"{name:<16} {description_of(path)}")
+        print(f"They are in {ready_folder()}")
+        print("Give one by its name (--recipe NAME), or a changed copy by its path, or change it with --set.")
+    else:
+        raise InputError(f"recipes {what!r}: the words here are `schema` and `defaults`")
     return 0
 
 

@@ -1,12 +1,13 @@
-"""A recipe from YAML (`--recipe FILE`), changed by `--set KEY=VALUE`.
+"""A recipe from YAML (`--recipe FILE` or the name of a ready one), changed by `--set KEY=VALUE`.
 
-An unknown key is an error that names the nearest one.
+Every error is one line that says where (FILE:LINE or the setting), which key, and what to do.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,85 +15,116 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from edge_resnet.errors import InputError
+from edge_resnet.recipe.lines import Document, read_document, yaml_problem
+from edge_resnet.recipe.problems import Key, explain, sections
+from edge_resnet.recipe.ready import ready_recipes
 from edge_resnet.recipe.sections import Recipe
 
 __all__ = ["load_recipe"]
 
 
-def load_recipe(source: str | Path | Mapping[str, Any] | None, settings: Sequence[str] = ()) -> Recipe:
-    """A recipe from a file, a mapping or the defaults (None), with `KEY=VALUE` settings on top.
+@dataclass(frozen=True)
+class _Setting:
+    key: tuple[str, ...]
+    text: str
 
-    Raises InputError naming the file and the key.
+    def __str__(self) -> str:
+        return f"--set {self.text!r}"
+
+
+def load_recipe(source: str | Path | Mapping[str, Any] | None, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe from a file, a ready recipe's name, a mapping or the defaults (None), with settings on top.
+
+    Raises InputError naming the file and the line, or the setting, and the key.
     """
-    values, origin = _read(source)
-    for setting in settings:
-        _apply(values, setting)
+    document = None
+    if isinstance(source, str | Path):
+        document = read_document(_file_of(source))
+        values = _mapping(document)
+    else:
+        values = {} if source is None else _copied(source)
+    changes = [_parsed(setting) for setting in settings]
+    for change, value in changes:
+        _apply(values, change, value)
+    _fill_empty_sections(values, Recipe)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{origin}: {_first_problem(error)}") from None
+        key, message = explain(error.errors()[0], Recipe)
+        where = _place(key, document, [change for change, _ in changes])
+        raise InputError(f"{where}: {message}") from None
 
 
-def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
-    if source is None:
-        return {}, "--set"
-    if isinstance(source, Mapping):
-        return _copied(source), "recipe"
+def _file_of(source: str | Path) -> Path:
+    """The path itself, or the ready recipe of that name."""
     path = Path(source)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the recipe: {error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        return {}, str(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: a recipe is a mapping of keys to values")
-    return values, str(path)
+    if path.is_file() or path.suffix or len(path.parts) != 1:
+        return path
+    ready = ready_recipes()
+    if path.name in ready:
+        return ready[path.name]
+    near = difflib.get_close_matches(path.name, ready, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"ready ones: {', '.join(ready)}"
+    raise InputError(f"{path}: cannot read the recipe: no such file and no ready recipe; {hint}")
+
+
+def _mapping(document: Document) -> dict[str, Any]:
+    if document.values is None:
+        return {}
+    if not isinstance(document.values, dict):
+        raise InputError(f"{document.path}: a recipe is a mapping of keys to values")
+    return document.values
 
 
 def _copied(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copied(item) if isinstance(item, Mapping) else item for key, item in value.items()}
 
 
-def _apply(values: dict[str, Any], setting: str) -> None:
-    """`a.b=1` into values["a"]["b"]; the value is read as YAML, so [1, 2], true and null work."""
-    key, equals, text = setting.partition("=")
+def _parsed(text: str) -> tuple[_Setting, Any]:
+    """The value is read as YAML, so [1, 2], true and null work."""
+    key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise InputError(f"--set {setting!r}: write KEY=VALUE, for example calibration.images=256")
+        raise InputError(f"--set {text!r}: write KEY=VALUE, for example calibration.images=256")
+    setting = _Setting(tuple(key.strip().split(".")), text)
     try:
-        value = yaml.safe_load(text)
+        return setting, yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise InputError(
-            f"--set {setting!r}: the value is not YAML: {' '.join(str(error).split())}"
-        ) from error
-    *parents, last = key.strip().split(".")
+        raise InputError(f"{setting}: the value is not YAML: {yaml_problem(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{setting}: the value is not YAML: {error}") from error
+
+
+def _apply(values: dict[str, Any], setting: _Setting, value: Any) -> None:
+    """`a.b=1` into values["a"]["b"]."""
+    *parents, last = setting.key
     for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise InputError(f"--set {setting!r}: {parent!r} holds a value, not a section")
+        inner = values.get(parent) or {}
+        if not isinstance(inner, dict):
+            raise InputError(f"{setting}: {parent!r} holds a value, not a section")
+        values[parent] = dict(inner)  # an alias (*name) may make two sections of one mapping
+        values = values[parent]
     values[last] = value
 
 
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        known = _keys(Recipe)
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {key!r}; {hint}"
-    return f"{key}: {problem['msg']}, got {problem['input']!r}"
+def _fill_empty_sections(values: dict[str, Any], model: type[BaseModel]) -> None:
+    """A section of which every line is commented out is null in YAML; it means the defaults."""
+    for name, section in sections(model).items():
+        if name in values and values[name] is None:
+            values[name] = {}
+        if isinstance(values.get(name), dict):
+            values[name] = dict(values[name])
+            _fill_empty_sections(values[name], section)
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, field in model.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            keys += _keys(nested, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
+def _place(key: Key, document: Document | None, settings: Sequence[_Setting]) -> str:
+    """Where the key was given: by the last setting that holds it, else in the file, else inside a setting."""
+    parts = tuple(map(str, key))
+    for setting in reversed(settings):
+        if setting.key == parts[: len(setting.key)]:
+            return str(setting)
+    if document is not None and document.line(key) is not None:
+        return document.place(key)
+    for setting in reversed(settings):
+        if parts == setting.key[: len(parts)]:
+            return str(setting)
+    return "the recipe" if document is None else document.place(key)

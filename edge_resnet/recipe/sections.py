@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from edge_resnet.recipe.combinations import refuse_conflicts
 
 __all__ = [
     "Calibration",
@@ -24,6 +27,15 @@ __all__ = [
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_from_a_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic would take `epochs: true` for one epoch."""
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise PydanticCustomError("truth", "true or false means nothing here")
+        return value
 
 
 class Optimization(_Section):
@@ -186,3 +198,8 @@ class Recipe(_Section):
     evaluate: Evaluation = Evaluation()
     export: Export = Export()
     benchmark: LocalBenchmark = LocalBenchmark()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        refuse_conflicts(self)
+        return self
