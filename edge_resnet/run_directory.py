@@ -42,10 +42,12 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Images uint8 [n, H, W, 3] and the int8 logits [n, classes] that the graph means."""
+    """Images uint8 [n, H, W, 3] and the logits [n, classes] that the graph means: int8, or float32 where its
+    last layer was kept in float.
+    """
 
     pixels: NDArray[np.uint8]
-    logits: NDArray[np.int8]
+    logits: NDArray[Any]
 
 
 def write_graph_directory(

@@ -96,7 +96,7 @@ def _write_half_onnx(graph: Graph, path: Path, export: Export) -> None:
 def _write_coreml(graph: Graph, path: Path, export: Export) -> None:
     from edge_resnet.export.coreml import write_coreml
 
-    precision = export.coreml_precision if graph.is_quantized else "float16"
+    precision = export.coreml_precision if graph.input.quant is not None else "float16"
     write_coreml(graph, path, precision=precision, labels=graph.labels)
 
 

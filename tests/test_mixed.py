@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from edge_resnet.compression.mixed import float_layers, keep_in_float
 from edge_resnet.compression.sensitivity import rounding_nodes
+from edge_resnet.graph import nodes as g
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.mixed_executor import MixedExecutor
 from edge_resnet.graph.passes import lower_for_integers, simplify
 from edge_resnet.recipe import Export
 from edge_resnet.targets import TARGETS
+from edge_resnet.verify.ranges import compare_ranges
 from tests.conftest import quantized
 from tests.random_graphs import random_graph, random_pixels
 
@@ -54,3 +56,6 @@ def test_every_runtime_answers_as_the_mixed_executor(
         target.write(mixed, path, Export())
         got = target.open(path).logits(pixels)
         assert np.abs(got - expected).max() <= 2.01 * step, (name, float_layers(mixed))
+        ranges = compare_ranges(mixed, target.read_back(path))
+        assert not ranges.mismatches
+        assert ranges.checked >= 2 * sum(isinstance(node, g.Conv | g.Linear) for node in mixed.nodes)

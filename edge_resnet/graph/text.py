@@ -19,14 +19,20 @@ __all__ = ["graph_to_text", "node_details"]
 
 
 def graph_to_text(graph: Graph) -> str:
-    """For people and for diffs: name, kind, inputs, shape, what it does, and its integers."""
+    """For people and for diffs: name, kind, inputs, shape, what it does, and its integers.
+
+    Of a graph that is partly in float, each node that computes in float is marked.
+    """
     lines = [f"graph {graph.name}: {graph.params:,} parameters, {graph.macs:,} MACs"]
+    mixed = graph.is_mixed
     for node in graph.nodes:
         shape = "x".join(map(str, graph.shapes[node.name]))
         parts = [
             f"{node.name}: {type(node).__name__}({', '.join(node.inputs)}) -> {shape}",
             node_details(node),
         ]
+        if mixed and not graph.computes_in_integers(node):
+            parts.append("in float")
         if node.quant is not None:
             parts.append(f"scale {node.quant.scale:.6g} zero_point {node.quant.zero_point}")
         lines.append("  " + "  ".join(part for part in parts if part))

@@ -48,9 +48,10 @@ class ArtifactContents:
 
     `activations` maps a node's name to its parameters in int8 terms (ONNX's uint8 zero point minus 128). A
     tensor that is quantized in several places of the file must say the same everywhere; where it does not,
-    `conflicts` names it.
+    `conflicts` names it. `floats` are layers that were kept in float.
     """
 
     activations: dict[str, QuantParams]
     weights: dict[str, StoredWeights]
     conflicts: tuple[str, ...] = field(default=())
+    floats: dict[str, StoredFloats] = field(default_factory=dict)

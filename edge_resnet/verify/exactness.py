@@ -1,8 +1,9 @@
 """Can the runtimes answer with the same integers? Graphs of this project's own quantization always can.
 
-A model that came quantized has its own scales. Where they leave a rounding to the runtime (see
-docs/architecture.md), its answers are compared, but not held to the bit. An average may have sums on a tie,
-too; on real images they hardly come up, so it is held to the bit.
+A graph that is partly in float cannot: runtimes sum floats in different orders. A model that came quantized
+has its own scales; where they leave a rounding to the runtime (see docs/architecture.md), its answers differ,
+too. Both are compared, but not held to the bit. An average may have sums on a tie as well; on real images
+they hardly come up, so it is held to the bit.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ __all__ = ["first_inexact"]
 
 def first_inexact(graph: Graph) -> str | None:
     """The first node that runtimes may round differently, and why; None where there is none."""
+    if not graph.is_quantized:
+        kept = next(node for node in graph.nodes[1:] if not graph.computes_in_integers(node))
+        return f"node {kept.name!r} is kept in float"
     for node in graph.nodes:
         reason = _reason(node, graph)
         if reason:
-            return f"node {node.name!r}: {reason}"
+            return f"node {node.name!r}: {reason}, as the source has it"
     return None
 
 

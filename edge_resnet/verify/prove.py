@@ -13,7 +13,7 @@ from edge_resnet.cpu import onnx_runtime_saturates, saturation_warning, this_cpu
 from edge_resnet.errors import VerificationError
 from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.reference import ReferenceExecutor, dequantize
+from edge_resnet.graph.mixed_executor import MixedExecutor
 from edge_resnet.runners.base import Runner
 from edge_resnet.targets import Target
 from edge_resnet.verify.contents import StoredFloats
@@ -94,25 +94,20 @@ def prove(
     proofs = [Proof(t, path, exact=t.exact and inexact is None) for t, path in artifacts.items()]
     for proof in proofs:
         if proof.target.exact and inexact is not None:
-            proof.warnings.append(f"{proof.path.name}: not held to the bit: {inexact}, as the source has it")
+            proof.warnings.append(f"{proof.path.name}: not held to the bit: {inexact}")
         read_back(proof, quantized, floating)
         if not proof.failures:
             _open(proof)
     if floating is not None:
         batches = _check_half_precision(proofs, floating, batches)
-    reference = ReferenceExecutor(quantized)
     output = quantized.output.quant
-    assert output is not None
-
-    def expected(pixels: Pixels) -> Logits:
-        return dequantize(reference.run(pixels), output)
-
-    subjects = [
-        _subject(proof, output.scale, baseline_name, emulated_images) for proof in proofs if proof.runner
-    ]
+    scale = None if output is None else output.scale
+    subjects = [_subject(proof, scale, baseline_name, emulated_images) for proof in proofs if proof.runner]
     if baseline is not None:
         subjects.insert(0, Subject(BASELINE, baseline))
-    outcomes = evaluate(batches, subjects, {REFERENCE: expected}, parity_images, advance)
+    outcomes = evaluate(
+        batches, subjects, {REFERENCE: MixedExecutor(quantized).logits}, parity_images, advance
+    )
     for proof in proofs:
         if proof.runner is not None:
             proof.outcome = outcomes[proof.target.name]
@@ -175,7 +170,7 @@ def _open(proof: Proof) -> None:
         proof.failures.append(str(error))
 
 
-def _subject(proof: Proof, scale: float, baseline_name: str, emulated_images: int) -> Subject:
+def _subject(proof: Proof, scale: float | None, baseline_name: str, emulated_images: int) -> Subject:
     target, runner = proof.target, proof.runner
     assert runner is not None
     if target.quantized:

@@ -1,4 +1,4 @@
-"""Compare what an artifact says with the graph: every scale, zero point and integer weight."""
+"""Compare what an artifact says with the graph: every scale, zero point and weight."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class RangeCheck:
 
 
 def compare_ranges(graph: Graph, contents: ArtifactContents) -> RangeCheck:
-    """Compare a quantized graph with what was read back. Equality is to the bit."""
+    """Compare a quantized or a mixed graph with what was read back. Equality is to the bit.
+
+    What is float in a mixed graph must be float in the file; its weights are compared in the file's type.
+    """
     checked = 0
     mismatches: list[str] = []
 
@@ -43,19 +46,22 @@ def compare_ranges(graph: Graph, contents: ArtifactContents) -> RangeCheck:
         if node.name in contents.activations or not _may_lack_integers(node, graph):
             check(_activation_problem(node, contents))
         if isinstance(node, Conv | Linear):
-            for problem in _weight_problems(node, graph, contents.weights.get(node.name)):
+            for problem in _layer_problems(node, graph, contents):
                 check(problem)
-    unknown = set(contents.activations) - set(graph.by_name) | set(contents.weights) - set(graph.by_name)
-    for name in sorted(unknown):
+    named = {*contents.activations, *contents.weights, *contents.floats}
+    for name in sorted(named - set(graph.by_name)):
         check(f"{name}: not in the graph")
     return RangeCheck(checked, tuple(mismatches))
 
 
 def _may_lack_integers(node: Node, graph: Graph) -> bool:
-    """A Flatten needs no tensor of its own; an image that is normalized in float may be floats already."""
+    """A Flatten needs no tensor of its own; an image that is normalized in float may be floats already.
+
+    A tensor that is float in the graph must lack them.
+    """
     readers = graph.consumers[node.name]
     normalized = isinstance(node, Input) and all(isinstance(reader, Normalize) for reader in readers)
-    return isinstance(node, Flatten) or normalized
+    return isinstance(node, Flatten) or normalized or node.quant is None
 
 
 def _activation_problem(node: Node, contents: ArtifactContents) -> str:
@@ -64,12 +70,32 @@ def _activation_problem(node: Node, contents: ArtifactContents) -> str:
     found = contents.activations.get(node.name)
     if found is None:
         return f"{node.name}: no quantized tensor of this name"
-    assert node.quant is not None
+    if node.quant is None:
+        return f"{node.name}: quantized in the file, float in the graph"
     if found.scale != node.quant.scale:
         return f"{node.name}: scale {found.scale!r}, graph {node.quant.scale!r}"
     if found.zero_point != node.quant.zero_point:
         return f"{node.name}: zero point {found.zero_point}, graph {node.quant.zero_point}"
     return ""
+
+
+def _layer_problems(node: Conv | Linear, graph: Graph, contents: ArtifactContents) -> tuple[str, str]:
+    """What is wrong with the weight, and with the bias; empty strings where nothing is."""
+    weights = node.weights
+    if isinstance(weights, IntWeights):
+        return _weight_problems(node, graph, contents.weights.get(node.name))
+    found = contents.floats.get(node.name)
+    if found is None:
+        missing = "integers in the file, float in the graph" if node.name in contents.weights else "missing"
+        return f"{node.name}/weight: {missing}", f"{node.name}/bias: {missing}"
+    same = (
+        np.array_equal(weights.weight.astype(found.weight.dtype), found.weight),
+        np.array_equal(weights.bias.astype(found.bias.dtype), found.bias),
+    )
+    return (
+        "" if same[0] else f"{node.name}/weight: differs from the graph's",
+        "" if same[1] else f"{node.name}/bias: differs from the graph's",
+    )
 
 
 def _weight_problems(node: Conv | Linear, graph: Graph, found: StoredWeights | None) -> tuple[str, str]:

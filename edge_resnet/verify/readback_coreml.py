@@ -69,6 +69,7 @@ def _contents(program: MilProgram) -> ArtifactContents:
     activations: dict[str, QuantParams] = {}
     conflicts: list[str] = []
     weights: dict[str, StoredWeights] = {}
+    floats: dict[str, StoredFloats] = {}
     for op in program.operations:
         if op.op_type in ("quantize", "dequantize"):
             name = nodes[_node(op, "quantized" if op.op_type == "quantize" else "value")]
@@ -76,13 +77,16 @@ def _contents(program: MilProgram) -> ArtifactContents:
             quant = QuantParams(float(np.float32(op.scale.val)), int(op.zero_point.val))
             if activations.setdefault(name, quant) != quant:
                 conflicts.append(name)
+        elif op.op_type in ("conv", "linear") and op.weight.op.op_type == "const":
+            base = str(op.outputs[0].name).rpartition("_")[0]
+            floats[nodes[base]] = _stored_floats(op.weight, np.array(op.bias.val))
         elif op.op_type in ("conv", "linear"):
             base = _node(op, "op")
             if str(op.weight.name) != f"{base}_weight" or str(op.bias.name) != f"{base}_bias":
                 raise VerificationError(f"layer {nodes[base]} has another layer's weight or bias")
             weights[nodes[base]] = _stored(op.weight.op, op.bias)
     _check_image(program.operations)
-    return ArtifactContents(activations, weights, tuple(dict.fromkeys(conflicts)))
+    return ArtifactContents(activations, weights, tuple(dict.fromkeys(conflicts)), floats)
 
 
 def _floats(program: MilProgram) -> dict[str, StoredFloats]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,11 +64,15 @@ class _Reader:
             quant = self._parameters(node)
             if activations.setdefault(name, quant) != quant:
                 conflicts.append(name)
-        weights = dict(self._weights(node) for node in self.nodes if node.op_type in _WEIGHTED)
-        return ArtifactContents(activations, weights, tuple(dict.fromkeys(conflicts)))
+        layers = [node for node in self.nodes if node.op_type in _WEIGHTED]
+        real = [node for node in layers if node.input[1] in self.arrays]
+        weights = dict(self._weights(node) for node in layers if node.input[1] not in self.arrays)
+        return ArtifactContents(activations, weights, tuple(dict.fromkeys(conflicts)), self._floats(real))
 
     def floats(self) -> dict[str, StoredFloats]:
-        layers = [node for node in self.nodes if node.op_type in _WEIGHTED]
+        return self._floats(node for node in self.nodes if node.op_type in _WEIGHTED)
+
+    def _floats(self, layers: Iterable[onnx.NodeProto]) -> dict[str, StoredFloats]:
         return {
             str(node.input[1]).removesuffix("/weight"): StoredFloats(
                 self.arrays[node.input[1]], self.arrays[node.input[2]]

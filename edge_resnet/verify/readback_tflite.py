@@ -74,8 +74,10 @@ class _Reader:
             if activations.setdefault(name, quant) != quant:
                 conflicts.append(name)
         conflicts += self._padding_conflicts()
-        weights = dict(self._weights(op) for op in self.subgraph.operators if self._kind(op) in _WEIGHTED)
-        return ArtifactContents(activations, weights, tuple(conflicts))
+        layers = [op for op in self.subgraph.operators if self._kind(op) in _WEIGHTED]
+        real = [op for op in layers if self.tensors[op.inputs[1]].type in _FLOATS]
+        weights = dict(self._weights(op) for op in layers if op not in real)
+        return ArtifactContents(activations, weights, tuple(conflicts), dict(map(self._floats, real)))
 
     def _padding_conflicts(self) -> list[str]:
         """A padded tensor, and the value it is padded with, must have its source's parameters."""
@@ -129,6 +131,8 @@ class _Reader:
     def _columns_in_graph_order(self, q: NDArray[Any], source: int) -> NDArray[Any]:
         """Behind a reshape of an image, columns are in [H, W, C] order; the graph's are in [C, H, W]."""
         producer = self.producer.get(source)
+        if producer is not None and self._kind(producer) == schema.BuiltinOperator.DEQUANTIZE:
+            producer = self.producer.get(int(producer.inputs[0]))
         if producer is None or self._kind(producer) != schema.BuiltinOperator.RESHAPE:
             return q
         _, height, width, channels = (int(n) for n in self.tensors[producer.inputs[0]].shape)
