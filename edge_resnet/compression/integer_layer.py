@@ -132,7 +132,7 @@ class _IntegerLayer(torch.autograd.Function):
         gradient = torch.ops.aten.hardtanh_backward(gradients[0], q, low, high)
         of_x, of_weight = geometry.gradients(gradient, x, scaled_weight, ctx.needs_input_grad[0])
         axes = [axis for axis in range(gradient.ndim) if axis != 1]
-        of_bias = gradient.sum(axes, dtype=torch.float32) / s_y
+        of_bias = gradient.sum(axes).float() / s_y
         return of_x, of_weight.float() * (s_x / s_y), of_bias, *[None] * 7
 
 

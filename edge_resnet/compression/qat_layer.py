@@ -11,6 +11,7 @@ from edge_resnet.compression.quantize import MAX_BIAS, integer_weights
 from edge_resnet.compression.scales import snap_scale
 from edge_resnet.graph.nodes import Conv, FloatWeights, IntWeights, Linear
 from edge_resnet.recipe import Qat
+from edge_resnet.training.ranks import var_mean_over_ranks
 
 __all__ = ["QatLayer"]
 
@@ -119,14 +120,14 @@ class QatLayer(nn.Module):
         # The sums in units of the convolution before batch normalization.
         unit = (unit * deviation / self.gamma).detach()
         with torch.no_grad():
-            variance, mean = torch.var_mean(sums.float(), (0, 2, 3), correction=0)
+            variance, mean = var_mean_over_ranks(sums.float())
             self.mean += _BATCH_NORM_MOMENTUM * (mean * unit - self.mean)
             self.variance += _BATCH_NORM_MOMENTUM * (variance * unit**2 - self.variance)
         gamma, beta = self.gamma * unit.sign() / s_y, self.bias / s_y
         return F.batch_norm(sums, None, None, gamma, beta, True, 0.0, _EPSILON)
 
     def _observe(self, sums: Tensor, unit: Tensor) -> None:
-        variance, mean = torch.var_mean(sums.float(), (0, 2, 3), correction=0)
+        variance, mean = var_mean_over_ranks(sums.float())
         self._seen.append((mean * unit, variance * unit**2))
 
     def _weight_scale(self, weight: Tensor, bias: Tensor, s_x: float) -> Tensor:

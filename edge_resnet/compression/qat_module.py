@@ -19,10 +19,23 @@ from edge_resnet.compression.qat_layer import QatLayer
 from edge_resnet.compression.quantize import tensor_parameters
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.nodes import Add, Conv, GlobalAvgPool, Linear, Mul, Node, QuantParams, Sigmoid
+from edge_resnet.graph.nodes import (
+    Add,
+    Conv,
+    FloatWeights,
+    GlobalAvgPool,
+    Input,
+    Linear,
+    Mul,
+    Node,
+    QuantParams,
+    Sigmoid,
+    Subsample,
+)
 from edge_resnet.graph.reference import centred_bounds, integer_function
 from edge_resnet.graph.streams import moves_integers, scale_groups
 from edge_resnet.recipe import Qat
+from edge_resnet.training.ranks import mean_over_ranks
 
 __all__ = ["QatModule"]
 
@@ -49,7 +62,8 @@ class QatModule(nn.Module):
         super().__init__()
         self.settings = settings
         self.graph = quantized
-        self.dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+        low = settings.precision == "bfloat16" and not _strides_over_one_pixel(floating)
+        self.dtype = torch.bfloat16 if low else torch.float32
         self._index = {node.name: index for index, node in enumerate(quantized.nodes)}
         self.layers = nn.ModuleDict()
         for node in floating.nodes:
@@ -71,9 +85,13 @@ class QatModule(nn.Module):
 
     def inputs(self, pixels: np.ndarray) -> Tensor:
         """uint8 [N, H, W, C] -> centred integers [N, C, H, W], channels_last."""
-        zero = 128 + _quant(self.graph.input).zero_point
-        values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.int16).sub_(zero)
+        values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.int16).sub_(self.byte_zero)
         return values.to(self.dtype if self.training else torch.float32)
+
+    @property
+    def byte_zero(self) -> int:
+        """The byte that means 0."""
+        return 128 + _quant(self.graph.input).zero_point
 
     def forward(self, images: Tensor) -> Tensor:
         values = {self.graph.input.name: images}
@@ -103,6 +121,18 @@ class QatModule(nn.Module):
         if settings.batch_norm == "trained" and step >= settings.freeze_batch_norm * total:
             for layer in self._layers():
                 layer.freeze_batch_norm()
+
+    def floating(self) -> Graph:
+        """The trained weights in real numbers, batch normalization folded: what the integers stand for."""
+        nodes: list[Node] = []
+        for node in self.graph.nodes:
+            quant = node.quant if isinstance(node, Input) else None
+            if isinstance(node, Conv | Linear):
+                weight, bias = (v.detach().contiguous().numpy() for v in self._layer(node).folded())
+                nodes.append(replace(node, quant=quant, weights=FloatWeights(weight, bias)))
+            else:
+                nodes.append(replace(node, quant=quant))
+        return self.graph.with_nodes(nodes)
 
     def finish(self) -> Graph:
         """The trained integers."""
@@ -177,6 +207,9 @@ class QatModule(nn.Module):
             self._functions = [(node, integer_function(node, graph)) for node in graph.nodes[1:]]
 
     def _function(self, node: Node) -> NodeFunction:
+        if isinstance(node, Subsample):
+            # The same, but its gradient is in channels_last order, and so are all those that are added to it.
+            return lambda x: F.max_pool2d(x, 1, node.stride)
         if moves_integers(node):
             return integer_function(node, self.graph)
         low, high = centred_bounds(node)
@@ -232,15 +265,25 @@ class QatModule(nn.Module):
             return
         for bounds, seen in zip((self.low, self.high), torch.aminmax(values), strict=True):
             index = self._index[name]
-            bounds[index] += _MOMENTUM * (float(seen) * float(step) - float(bounds[index]))
+            mean = float(mean_over_ranks(seen.float())) * float(step)
+            bounds[index] += _MOMENTUM * (mean - float(bounds[index]))
 
 
 def _rebuilt(module: QatModule, _: object) -> None:
     module._rebuild()
 
 
+def _strides_over_one_pixel(graph: Graph) -> bool:
+    """Whether bfloat16 is unsound: see training/task.py, whose models are not graphs yet."""
+    return any(
+        isinstance(node, Conv) and max(node.stride) > 1 and max(graph.shapes[node.inputs[0]][1:]) == 1
+        for node in graph.nodes
+    )
+
+
 def _mean(x: Tensor) -> Tensor:
-    return x.mean((2, 3), keepdim=True)
+    # Not x.mean: its gradient is no tensor in channels_last order, see Subsample.
+    return F.avg_pool2d(x, list(x.shape[2:]))
 
 
 # What is computed in real numbers before it is rounded; layers, sums and what moves integers are elsewhere.

@@ -1,0 +1,67 @@
+"""Quantization-aware training: the integers of a graph, trained on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_resnet.compression.distillation import Teacher, distillation_loss
+from edge_resnet.compression.output_range import with_output_range
+from edge_resnet.compression.qat_module import QatModule
+from edge_resnet.graph.graph import Graph
+from edge_resnet.recipe import Optimization, Qat
+from edge_resnet.training import check_logits, decayed
+
+__all__ = ["QatTask", "trained_graph"]
+
+# Of the weights' learning rate: that of the logarithms of learned scales.
+_SCALE_RATE = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class QatTask:
+    """What `fit` trains. The module computes in the recipe's precision itself: no autocast."""
+
+    module: QatModule
+    settings: Qat
+    teacher: Teacher | None = None
+    name: str = "qat"
+
+    def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
+        return self.module.inputs(pixels)
+
+    def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = module(inputs)
+        check_logits(logits, labels)
+        smoothing = self.settings.label_smoothing
+        if self.teacher is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+        answers = self.teacher.logits(inputs.float() + self.module.byte_zero)
+        return distillation_loss(logits, answers, labels, self.settings.distill, smoothing), logits
+
+    def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
+        scales = [p for name, p in self.module.named_parameters() if name.endswith("log_scale")]
+        groups = decayed(self.module, settings)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if not any(p is scale for scale in scales)]
+        learned = {"params": scales, "weight_decay": 0.0, "lr_scale": _SCALE_RATE}
+        return [*groups, *([learned] if scales else [])]
+
+    def on_step(self, step: int, total: int) -> None:
+        self.module.before_step(step, total)
+
+    def autocast(self, settings: Optimization) -> bool:
+        return False
+
+
+def trained_graph(module: QatModule, batches: Callable[[], Iterable[NDArray[np.uint8]]]) -> Graph:
+    """The trained integers. The logits' range is that of calibration images, as it is after training."""
+    graph = module.finish()
+    output = replace(graph.output, quant=None)
+    return with_output_range(graph.with_nodes([*graph.nodes[:-1], output]), batches())
