@@ -70,8 +70,8 @@ def test_tools_can_look_into_it(seed: int) -> None:
     pixels = random_pixels(graph, 2, seed)
     module = float_module(graph).eval()
     expected = _answers(module, graph, pixels)
-    traced = torch.jit.trace(module, input_values(graph.input, pixels))
-    for other in (torch.fx.symbolic_trace(module), traced):
+    exported = torch.export.export(module, (input_values(graph.input, pixels),)).module()
+    for other in (torch.fx.symbolic_trace(module), exported):
         np.testing.assert_allclose(_answers(other, graph, pixels), expected, rtol=1e-5, atol=1e-6)
 
 

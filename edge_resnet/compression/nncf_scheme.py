@@ -85,9 +85,9 @@ def _set_activation(scheme: NncfScheme, node: Node, tensor: str, quantizer: Any)
 
 def _weight_scales(node: Conv | Linear, quantizer: Any) -> NDArray[np.float32]:
     low, high, scale, zero = quantizer.get_parameters_for_torch_fq()
-    if (low, high) != (-128, 127):
+    if high - low != 255:
         raise _refused(node, f"weights of {high - low + 1} levels; int8 can be carried")
-    if zero.any():
+    if low == 0 or zero.any():
         raise _refused(node, "asymmetric weights (their zero point is not 0)")
     channels = len(node.weights.weight)
     if scale.numel() not in (1, channels):

@@ -1,0 +1,51 @@
+"""NNCF's module as a task of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_resnet.graph.float_executor import input_values
+from edge_resnet.graph.nodes import Input
+from edge_resnet.recipe import Optimization, Qat
+from edge_resnet.training import check_logits
+
+__all__ = ["NncfTask"]
+
+
+@dataclass(frozen=True, eq=False)
+class NncfTask:
+    """Cross entropy of the module that quantize_with_nncf hands its trainer; `source`: the graph's input."""
+
+    module: nn.Module
+    source: Input
+    settings: Qat
+    name: str = "qat"
+
+    def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
+        return input_values(self.source, pixels)
+
+    def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = check_logits(module(inputs), labels)
+        return F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing), logits
+
+    def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
+        """Weights decay; biases and NNCF's ranges do not, though those of weights have four axes."""
+        named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        weights = [p for name, p in named if name.endswith(".layer.weight")]
+        others = [p for name, p in named if not name.endswith(".layer.weight")]
+        return [
+            {"params": weights, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+
+    def on_step(self, step: int, total: int) -> None:
+        pass
+
+    def autocast(self, settings: Optimization) -> bool:
+        return settings.precision == "bfloat16"
