@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from edge_resnet.compression.calibrate import calibrate
-from edge_resnet.compression.mixed import choose_float_layers, float_layers, keep_in_float
+from edge_resnet.compression.mixed import choose_float_layers, keep_in_float
 from edge_resnet.compression.quantize import quantize, quantize_weights
 from edge_resnet.compression.record import SensitivityRecord
 from edge_resnet.compression.sensitivity import measure_sensitivity, rounding_nodes
@@ -23,7 +23,7 @@ from edge_resnet.errors import GraphError
 from edge_resnet.graph import nodes as g
 from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.mixed_executor import MixedExecutor
+from edge_resnet.graph.mixed_executor import MixedExecutor, float_layers
 from edge_resnet.graph.passes import lower_for_integers, simplify
 from edge_resnet.graph.reference import ReferenceExecutor
 from edge_resnet.graph.storage import graph_from_files, graph_to_files
@@ -31,6 +31,7 @@ from edge_resnet.graph.text import graph_to_text
 from edge_resnet.recipe import Export
 from edge_resnet.targets import TARGETS
 from edge_resnet.verify.exactness import first_inexact
+from edge_resnet.verify.npu import integer_segments, npu_notes
 from edge_resnet.verify.prove import prove
 from edge_resnet.verify.ranges import compare_ranges
 from tests.conftest import quantized
@@ -53,7 +54,7 @@ def some_layers(graph: Graph, rng: np.random.Generator) -> list[str]:
     return chosen or names[:1]
 
 
-@hypothesis_settings(max_examples=15)
+@hypothesis_settings(max_examples=8)
 @given(seed=st.integers(0, 10_000))
 def test_every_runtime_answers_as_the_mixed_executor(
     seed: int, tmp_path_factory: pytest.TempPathFactory
@@ -295,3 +296,42 @@ def test_a_limit_that_not_even_float_meets_is_told() -> None:
     assert mixed is integers
     assert told.mixed_top1 is None
     assert "not even with all layers in float" in told.notes[0]
+
+
+def segments_of_chain(kept: list[int]) -> int:
+    """Of six convolutions behind one another, some in float."""
+    rng = np.random.default_rng(0)
+    nodes: list[g.Node] = [g.Input(name="image", shape=(3, 4, 4), quant=g.QuantParams(2.0**-6, 0))]
+    for index in range(6):
+        weight = rng.normal(0, 1, (3, 3, 1, 1)).astype(np.float32)
+        weights = g.FloatWeights(weight, np.zeros(3, np.float32))
+        nodes.append(g.Conv(name=f"conv{index}", inputs=(nodes[-1].name,), weights=weights))
+    floating = Graph("chain", tuple(nodes))
+    integers = quantize(floating, calibrate(floating, [random_pixels(floating, 4)]))
+    return integer_segments(keep_in_float(integers, floating, [f"conv{index}" for index in kept]))
+
+
+@pytest.mark.parametrize(
+    ("kept", "segments"),
+    [([], 1), ([0], 1), ([5], 1), ([2], 2), ([2, 3], 2), ([1, 3], 3), ([0, 2, 5], 2), (list(range(6)), 0)],
+)
+def test_integer_parts_between_float_layers_are_counted(kept: list[int], segments: int) -> None:
+    assert segments_of_chain(kept) == segments
+
+
+def test_a_float_branch_beside_an_integer_one_does_not_split_more_than_it_must() -> None:
+    floating, integers = pair(54)
+    total = next(node for node in integers.nodes if isinstance(node, g.Add))
+    branch = integers.by_name[total.inputs[0]]
+    assert integer_segments(keep_in_float(integers, floating, [branch.name])) == 2
+
+
+def test_npu_notes_name_what_is_lost_for_each_target() -> None:
+    mixed, (_, integers) = mixed_example(), pair(3)
+    assert npu_notes(integers, list(TARGETS)) == []
+    tflite, onnx_note, coreml = npu_notes(mixed, ["tflite-int8", "tflite-fp32", "onnx-int8", "coreml-int8"])
+    assert "Ethos-U" in tflite
+    assert "QNN" in onnx_note
+    assert "Neural Engine" in coreml
+    assert f"{len(float_layers(mixed))} layers in float" in tflite
+    assert npu_notes(mixed, ["onnx-fp32"]) == []

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from edge_resnet.compression.record import LayerCost, SensitivityRecord
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.mixed_executor import MixedExecutor
+from edge_resnet.graph.mixed_executor import MixedExecutor, float_layers
 from edge_resnet.graph.nodes import Input, Node
 from edge_resnet.graph.streams import moves_integers, parameter_groups
 
-__all__ = ["choose_float_layers", "float_layers", "keep_in_float"]
+__all__ = ["choose_float_layers", "keep_in_float"]
 
 _BATCH = 50
 
@@ -45,15 +45,6 @@ def keep_in_float(quantized: Graph, floating: Graph, names: Iterable[str]) -> Gr
         chosen = floating.by_name[node.name] if node.name in kept else node
         nodes.append(replace(chosen, inputs=node.inputs, quant=quant))
     return quantized.with_nodes(nodes)
-
-
-def float_layers(graph: Graph) -> list[str]:
-    """The layers of a mixed graph that compute in float, in graph order."""
-    return [
-        node.name
-        for node in graph.nodes[1:]
-        if not (moves_integers(node) or graph.computes_in_integers(node))
-    ]
 
 
 def choose_float_layers(

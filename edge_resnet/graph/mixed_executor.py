@@ -24,8 +24,9 @@ from edge_resnet.graph.float_executor import float_function
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Conv, IntWeights, Linear, Node, QuantParams
 from edge_resnet.graph.reference import dequantize, integer_function
+from edge_resnet.graph.streams import moves_integers
 
-__all__ = ["MixedExecutor"]
+__all__ = ["MixedExecutor", "float_layers"]
 
 NodeFunction = Callable[..., Tensor]
 
@@ -67,6 +68,12 @@ class MixedExecutor:
         """uint8 [N, H, W, C] -> the output's real values, float32 [N, ...]."""
         result, quant = self.run(pixels), self.graph.output.quant
         return result if quant is None else dequantize(result, quant)
+
+
+def float_layers(graph: Graph) -> list[str]:
+    """The nodes that compute in float, in graph order, without those that only move values."""
+    computing = [node for node in graph.nodes[1:] if not moves_integers(node)]
+    return [node.name for node in computing if not graph.computes_in_integers(node)]
 
 
 def _function(node: Node, graph: Graph) -> NodeFunction:
