@@ -22,15 +22,16 @@ from edge_resnet.data.images import ImageSplit
 from edge_resnet.errors import InputError
 from edge_resnet.export.coreml_library import import_coremltools
 from edge_resnet.files import check_writable, replace_directory
+from edge_resnet.graph.mixed_executor import MixedExecutor
 from edge_resnet.graph.passes import fold_normalization_std
-from edge_resnet.graph.reference import ReferenceExecutor
 from edge_resnet.progress import Progress, SilentProgress
 from edge_resnet.quantization_stages import quantize_source
 from edge_resnet.recipe import load_recipe
 from edge_resnet.run import Run
 from edge_resnet.run_directory import EvaluationRecord, Probe, write_graph_directory
-from edge_resnet.source_stages import import_source, open_run, train_source
+from edge_resnet.source_stages import import_source, open_run, open_teacher
 from edge_resnet.targets import Target, parse_targets
+from edge_resnet.training_stages import train_source
 from edge_resnet.verify.prove import Proofs, prove
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def compress(
     settings: Sequence[str] = (),
     out: str | Path | None = None,
     output: str | None = None,
+    teacher: str | None = None,
+    teacher_weights: str | Path | None = None,
     requantize: bool = False,
     devices: int = 1,
     progress: Progress | None = None,
@@ -81,6 +84,7 @@ def compress(
     if any(target.suffix == ".mlpackage" for target in chosen):
         import_coremltools()  # not installed: say so before any work
     run = open_run(model, weights, data, output, requantize, parsed, chosen, out, progress, devices)
+    open_teacher(run, teacher, teacher_weights)
     existed = run.out.exists()
     check_writable(run.out)
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=run.out))
@@ -100,8 +104,7 @@ def _run(run: Run, work: Path, command: str) -> RunResult:
 
     train_source(run)
     import_source(run)
-    if run.quantized is None:
-        quantize_source(run)
+    quantize_source(run)
     leave_worker()  # all training is done: one process goes on
     paths = _export(run, work)
     validation = run.images.split("val")
@@ -190,7 +193,7 @@ def _write_graphs(run: Run, directory: Path, split: ImageSplit, chosen: np.ndarr
     )
     batches = split.batches(chosen[:_PROBE_IMAGES], run.preprocess, _PROBE_IMAGES, settings.skip_corrupt)
     pixels = next(iter(batches)).pixels
-    probe = Probe(pixels, ReferenceExecutor(run.quantized).run(pixels))
+    probe = Probe(pixels, MixedExecutor(run.quantized).run(pixels))
     write_graph_directory(directory, run.quantized, run.floating, record, probe)
 
 

@@ -47,6 +47,7 @@ class Run:
     devices: int = 1
     stages: list[StageTime] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    teacher: Graph | None = None
     floating: Graph | None = None
     quantized: Graph | None = None
     import_check: ImportCheck | None = None

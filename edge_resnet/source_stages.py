@@ -1,4 +1,4 @@
-"""The first stages of a run: open what the user gave, train it if the recipe says so, and import it."""
+"""The first stages of a run: open what the user gave, and import it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from edge_resnet.compression.output_range import lacks_output_range, with_output_range
 from edge_resnet.data.images import open_images
 from edge_resnet.errors import InputError
-from edge_resnet.files import sha256_of
 from edge_resnet.frontends.sources import import_graph, open_model, resolve_preprocess
-from edge_resnet.frontends.torch_models import TorchModel
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import dequantized
 from edge_resnet.progress import Progress
@@ -25,7 +22,7 @@ from edge_resnet.run import Run, StageTime
 from edge_resnet.targets import Target
 from edge_resnet.verify.import_check import check_import, random_images
 
-__all__ = ["import_source", "open_run", "train_source"]
+__all__ = ["check_classes", "import_source", "open_run", "open_teacher"]
 
 _CHECK_IMAGES = 8
 
@@ -70,65 +67,24 @@ def open_run(
     return run
 
 
-def train_source(run: Run) -> None:
-    """Train the model from what it is (random or given weights), if the recipe has epochs.
-
-    The weights are left in the run's folder, also when a later stage fails; so are checkpoints.
-    """
-    from edge_resnet.training import FloatTask, fit, is_worker, save_trained, show_on, trained_path
-
-    settings, split = run.recipe.train, run.images.split("train")
-    if not settings.epochs:
+def open_teacher(run: Run, teacher: str | None, weights: str | Path | None) -> None:
+    """The model that QAT learns from as well: what `--teacher` names, else the run's own float model."""
+    distils = run.recipe.qat.epochs and run.recipe.qat.distill.weight
+    if teacher is None:
+        if weights is not None:
+            raise InputError("--teacher-weights without --teacher: name the model that they belong to")
         return
-    if not isinstance(run.model, TorchModel):
-        raise InputError(f"{run.model.source}: only torch models are trained; leave train.epochs at 0")
-    if not set(split.paths).isdisjoint(run.images.split("val").paths):
+    if not distils:
         raise InputError(
-            f"{run.images.source}: training needs images apart from those that accuracy is measured on: put "
-            "them into train/CLASS and val/CLASS"
+            f"--teacher {teacher}: the recipe has no distillation; set qat.epochs and qat.distill.weight "
+            "(--recipe qat-distill has both)"
         )
-    _check_classes(run, import_graph(run.model, run.preprocess))  # before hours of training, not after
-    with run.stage("train", settings.epochs * len(split)) as advance:
-        record = fit(
-            FloatTask(run.model.module, run.preprocess, settings),
-            split,
-            run.preprocess,
-            settings,
-            run.recipe.seed,
-            state=run.state,
-            identity=_training_identity(run, run.model.module),
-            advance=advance,
-            report=show_on(advance),
-            skip_corrupt=run.recipe.evaluate.skip_corrupt,
-            devices=run.devices,
-        )
-    run.record.training.append(record)
-    if record.resumed_at:
-        run.mark_resumed()
-    if is_worker():
-        return
-    path = trained_path(run.out, run.model.name)
-    save_trained(run.model.module, path)
-    run.model = replace(run.model, weights_sha256=sha256_of(path))
-    run.note(
-        f"trained for {settings.epochs} epochs of {record.images} images in {record.seconds:.0f} s: loss "
-        f"{record.epochs[0].loss:.3f} to {record.epochs[-1].loss:.3f}; the weights are in {path.name}"
-    )
-
-
-def _training_identity(run: Run, module: nn.Module) -> str:
-    """Of all that decides the trained weights."""
-    from edge_resnet.training import identity_of, weights_digest
-
-    return identity_of(
-        model=run.model.source,
-        weights=weights_digest(module),
-        recipe=run.recipe.train.model_dump(mode="json"),
-        seed=run.recipe.seed,
-        preprocess=run.preprocess.to_json(),
-        data=run.images.fingerprint,
-        skip_corrupt=run.recipe.evaluate.skip_corrupt,
-    )
+    source = open_model(teacher, Path(weights) if weights else None, len(run.images.classes), 0)
+    for note in source.notes:
+        run.note(f"teacher: {note}")
+    declared = {**run.preprocess.to_json(), **source.preprocess_defaults}
+    seen = replace(resolve_preprocess(declared, {}), size=run.preprocess.size)
+    run.teacher = import_graph(source, seen)
 
 
 def import_source(run: Run) -> None:
@@ -139,7 +95,7 @@ def import_source(run: Run) -> None:
     with run.stage("import"):
         run.baseline = run.model.runner(run.preprocess)
         graph = import_graph(run.model, run.preprocess)
-        _check_classes(run, graph)
+        check_classes(run, graph)
         graph = Graph(graph.name, graph.nodes, run.images.classes)
         if lacks_output_range(graph):
             graph = with_output_range(graph, _calibration_batches(run))
@@ -157,7 +113,8 @@ def import_source(run: Run) -> None:
             run.note("the model came quantized: its integers are kept, nothing was calibrated")
 
 
-def _check_classes(run: Run, graph: Graph) -> None:
+def check_classes(run: Run, graph: Graph) -> None:
+    """Raises InputError where the graph's answers do not fit the data's classes."""
     classes = run.images.classes
     if graph.output_shape != (len(classes),):
         raise InputError(

@@ -14,6 +14,9 @@ __all__ = ["run"]
 
 DEFAULT_TARGETS = ("tflite-int8",)
 
+# On 1,000 images a drop of half a point is five images.
+_DROP_IMAGES = 1000
+
 
 def run(
     model: str | None,
@@ -22,8 +25,11 @@ def run(
     targets: Sequence[str],
     recipe: Path | None,
     settings: Sequence[str],
+    max_drop: float | None,
     out: Path | None,
     output: str | None,
+    teacher: str | None,
+    teacher_weights: Path | None,
     requantize: bool,
     devices: int,
     as_json: bool,
@@ -38,6 +44,9 @@ def run(
         project = _default_project(progress)
         # What the project says of its own model says nothing of weights that the user gives for it.
         model, weights = project.model, weights or project.weights
+    recipe = recipe or (project.recipe if project else None)
+    if max_drop is not None:
+        settings = _limited_drop(recipe, settings, max_drop)
     from edge_resnet.pipeline import compress
     from edge_resnet.report.terminal import print_summary
 
@@ -47,10 +56,12 @@ def run(
             weights=weights,
             data=data or (project.data if project else None),
             targets=targets or (project.targets if project else ()) or DEFAULT_TARGETS,
-            recipe=recipe or (project.recipe if project else None),
+            recipe=recipe,
             settings=settings,
             out=out or (project.out if project else None),
             output=output,
+            teacher=teacher,
+            teacher_weights=teacher_weights,
             requantize=requantize,
             devices=devices,
             progress=progress,
@@ -68,6 +79,14 @@ def run(
     for failure in result.failures:
         print(f"edge-resnet: verification failed: {failure}", file=sys.stderr)
     return 1 if result.failures else 0
+
+
+def _limited_drop(recipe: Path | None, settings: Sequence[str], max_drop: float) -> list[str]:
+    """The settings that --max-drop stands for: the limit, and images to measure it on where there are none."""
+    from edge_resnet.recipe import load_recipe
+
+    images = load_recipe(recipe, settings).sensitivity.images or _DROP_IMAGES
+    return [*settings, f"sensitivity.images={images}", f"sensitivity.max_drop={max_drop}"]
 
 
 def _default_project(progress: ConsoleProgress) -> Project:

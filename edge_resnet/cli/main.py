@@ -90,13 +90,31 @@ def compress(
     target: Annotated[
         list[str] | None, typer.Option(help="tflite-int8, onnx-int8, coreml-int8, ... (repeatable).")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe (YAML).")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe (YAML), or the name of a ready one (`edge-resnet recipes`).")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe, e.g. calibration.images=256.")
     ] = None,
     io: Annotated[
         str | None,
         typer.Option(help="Ends of .tflite files: uint8 (image in, float logits out), int8, float32."),
+    ] = None,
+    quantizer: Annotated[
+        str | None, typer.Option(help="Who chooses ranges, and trains: edge-resnet or nncf.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="A model to learn from in QAT, named as MODEL is; default: the float model itself."
+        ),
+    ] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="The teacher's weights.")] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Points of accuracy that int8 may lose; the fewest layers that need it stay float."
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Which output, where a file has several.")] = None,
     requantize: Annotated[
@@ -114,8 +132,24 @@ def compress(
     """Quantize a trained model, write it for each target, and prove every file on its own runtime."""
     from edge_resnet.cli.compress import run
 
-    settings = [*(set_ or []), *([f"export.tflite_io={io}"] if io else [])]
-    return run(model, weights, data, target or [], recipe, settings, out, output, requantize, devices, json_)
+    options = {"export.tflite_io": io, "quantizer": quantizer}
+    settings = [*(set_ or []), *(f"{key}={value}" for key, value in options.items() if value)]
+    return run(
+        model,
+        weights,
+        data,
+        target or [],
+        recipe,
+        settings,
+        max_drop,
+        out,
+        output,
+        teacher,
+        teacher_weights,
+        requantize,
+        devices,
+        json_,
+    )
 
 
 @app.command()
@@ -173,9 +207,12 @@ def models(json_: JsonOption = False) -> int:
 
 @app.command()
 def recipes(
-    what: Annotated[str | None, typer.Argument(help="`schema` prints the JSON schema of a recipe.")] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(help="`defaults` prints every setting with its default, `schema` the JSON schema."),
+    ] = None,
 ) -> int:
-    """The recipe with all its defaults, or its JSON schema."""
+    """The ready recipes and where they are; every setting; the JSON schema."""
     from edge_resnet.cli.lists import print_recipes
 
     return print_recipes(what)

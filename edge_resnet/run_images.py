@@ -1,0 +1,79 @@
+"""The images of a run that its stages share: those to calibrate on, and some of the val split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_resnet.errors import InputError
+from edge_resnet.progress import Advance
+from edge_resnet.run import Run
+
+__all__ = ["CalibrationImages", "validation_images"]
+
+# Calibration images are kept in memory up to this many bytes; more are decoded again for every step.
+_MEMORY = 2**30
+
+Pixels = NDArray[np.uint8]
+
+
+class CalibrationImages:
+    """The calibration images, as often as they are wanted."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, settings = run, run.recipe.calibration
+        self._split = run.images.split("train")
+        self._chosen = self._split.order(run.recipe.seed)[: settings.images]
+        if len(self._chosen) < settings.images:
+            run.note(
+                f"calibration takes all {len(self._chosen)} images there are "
+                f"(calibration.images {settings.images})"
+            )
+        self._kept: list[Pixels] | None = None
+        self._bytes = len(self._chosen) * int(np.prod(run.preprocess.size)) * 3
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __call__(self, advance: Advance = lambda images: None) -> Iterator[Pixels]:
+        """uint8 [n, H, W, 3], batch after batch; `advance` is told the images of each."""
+        seen: list[Pixels] = []
+        for batch in self._decoded() if self._kept is None else self._kept:
+            if self._bytes <= _MEMORY:
+                seen.append(batch)
+            yield batch
+            advance(len(batch))
+        self._kept = seen or self._kept
+
+    def at_once(self) -> Pixels:
+        """As many of them as are kept in memory."""
+        batches: list[Pixels] = []
+        for batch in self():
+            if sum(b.nbytes for b in batches) + batch.nbytes > _MEMORY:
+                break
+            batches.append(batch)
+        if not batches:
+            raise InputError("calibration needs at least one image (calibration.images is 0, or no data)")
+        return np.concatenate(batches)
+
+    def _decoded(self) -> Iterator[Pixels]:
+        run = self._run
+        for batch in self._split.batches(
+            self._chosen,
+            run.preprocess,
+            run.recipe.calibration.batch,
+            run.recipe.evaluate.skip_corrupt,
+        ):
+            yield batch.pixels
+
+
+def validation_images(run: Run, count: int) -> tuple[Pixels, NDArray[np.int64]]:
+    """The first `count` images of the shuffled val split, uint8 [N, H, W, 3], and their labels [N]."""
+    split, settings = run.images.split("val"), run.recipe.evaluate
+    chosen = split.order(run.recipe.seed)[:count]
+    batches = list(split.batches(chosen, run.preprocess, settings.batch, settings.skip_corrupt))
+    if not batches:
+        raise InputError(f"{run.images.source}: no image of the val split could be decoded")
+    return np.concatenate([b.pixels for b in batches]), np.concatenate([b.labels for b in batches])

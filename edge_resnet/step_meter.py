@@ -1,0 +1,60 @@
+"""What each step of quantization gains: measured after it, for the report."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_resnet.compression.record import StepRecord
+from edge_resnet.compression.sensitivity import sqnr_db
+from edge_resnet.graph.float_executor import FloatExecutor
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.mixed_executor import MixedExecutor
+from edge_resnet.run import Run
+from edge_resnet.run_images import validation_images
+
+__all__ = ["StepMeter"]
+
+# Accuracy after each step is measured on fewer images than asked for where they would take more than this
+# many multiply-accumulates: minutes.
+_MOST_MACS = 4e11
+
+Pixels = NDArray[np.uint8]
+
+
+class StepMeter:
+    """What the integers are worth after each step: top-1, and the noise that they add to the logits."""
+
+    def __init__(self, run: Run, floating: Graph) -> None:
+        self._run = run
+        recipe = run.recipe
+        steps = (
+            recipe.repair.equalize,
+            recipe.repair.correct_biases,
+            recipe.repair.rounding.steps,
+            recipe.qat.epochs,
+        )
+        self._count = 0
+        if any(steps):
+            self._count = min(recipe.evaluate.step_images, int(_MOST_MACS / max(1, floating.macs)))
+        self._floating = floating
+        self._images: tuple[Pixels, NDArray[np.int64], NDArray[np.float32]] | None = None
+
+    def add(self, name: str, seconds: float, quantized: Graph, detail: str = "") -> None:
+        """A step's record, measured."""
+        record = StepRecord(name, seconds, detail=detail)
+        if self._count:
+            with self._run.stage(f"measure {name}"):
+                pixels, labels, real = self._seen()
+                logits = MixedExecutor(quantized).logits(pixels)
+                top1 = float((logits.argmax(1) == labels).mean())
+                noise = float(np.square(logits - real, dtype=np.float64).sum())
+                signal = float(np.square(real, dtype=np.float64).sum())
+                record = StepRecord(name, seconds, top1, len(labels), sqnr_db(signal, noise), detail)
+        self._run.record.steps.append(record)
+
+    def _seen(self) -> tuple[Pixels, NDArray[np.int64], NDArray[np.float32]]:
+        if self._images is None:
+            pixels, labels = validation_images(self._run, self._count)
+            self._images = pixels, labels, FloatExecutor(self._floating).run(pixels)
+        return self._images

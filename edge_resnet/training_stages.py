@@ -1,0 +1,145 @@
+"""The stages that train: the float model before it is imported, the integers after they were chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+from edge_resnet.errors import InputError
+from edge_resnet.files import sha256_of
+from edge_resnet.frontends.sources import import_graph
+from edge_resnet.frontends.torch_models import TorchModel
+from edge_resnet.graph.graph import Graph
+from edge_resnet.recipe import Optimization
+from edge_resnet.run import Run
+from edge_resnet.source_stages import check_classes
+
+if TYPE_CHECKING:
+    from edge_resnet.training import Task
+
+__all__ = ["check_training", "train_integers", "train_module", "train_source"]
+
+_BATCH_NORM_BATCHES = 8
+
+
+def train_source(run: Run) -> None:
+    """Train the model from what it is (random or given weights), if the recipe has epochs.
+
+    The weights are left in the run's folder, also when a later stage fails; so are checkpoints.
+    """
+    from edge_resnet.training import FloatTask, is_worker, save_trained, trained_path
+
+    settings = run.recipe.train
+    if not settings.epochs:
+        return
+    if not isinstance(run.model, TorchModel):
+        raise InputError(f"{run.model.source}: only torch models are trained; leave train.epochs at 0")
+    _check_apart(run)
+    check_classes(run, import_graph(run.model, run.preprocess))  # before hours of training, not after
+    train_module(run, FloatTask(run.model.module, run.preprocess, settings), settings)
+    record = run.record.training[-1]
+    if is_worker():
+        return
+    path = trained_path(run.out, run.model.name)
+    save_trained(run.model.module, path)
+    run.model = replace(run.model, weights_sha256=sha256_of(path))
+    run.note(
+        f"trained for {settings.epochs} epochs of {record.images} images in {record.seconds:.0f} s: loss "
+        f"{record.epochs[0].loss:.3f} to {record.epochs[-1].loss:.3f}; the weights are in {path.name}"
+    )
+
+
+def check_training(run: Run) -> None:
+    """Whether the integers can be trained as the recipe says: before any time is spent on them."""
+    from edge_resnet.compression.distillation import check_teacher
+
+    if not run.recipe.qat.epochs:
+        return
+    _check_apart(run)
+    if run.quantized is not None:
+        raise InputError(
+            f"{run.model.source}: the model came quantized, and its integers are kept; --requantize chooses "
+            "them anew, and trains them"
+        )
+    if run.teacher is not None:
+        assert run.floating is not None
+        check_teacher(run.teacher, run.floating)
+
+
+def train_integers(
+    run: Run,
+    floating: Graph,
+    quantized: Graph,
+    calibration: Callable[[], Iterable[np.ndarray]],
+    weight_limit: int,
+) -> tuple[Graph, Graph]:
+    """The trained float graph and its integers. `calibration`: the calibration images, in batches."""
+    from edge_resnet.compression.distillation import Teacher
+    from edge_resnet.compression.qat import QatTask, trained_graph
+    from edge_resnet.compression.qat_module import QatModule
+
+    settings = run.recipe.qat
+    module = QatModule(floating, quantized, settings, weight_limit)
+    if settings.batch_norm == "trained":
+        images = [module.inputs(b) for b, _ in zip(calibration(), range(_BATCH_NORM_BATCHES), strict=False)]
+        module.calibrate_batch_norm(images)
+    teacher = None
+    if settings.distill.weight:
+        graph = run.teacher or run.floating
+        assert graph is not None
+        teacher = Teacher(graph, settings.precision)
+    train_module(run, QatTask(module, settings, teacher), settings, None if teacher is None else teacher.name)
+    return module.floating(), trained_graph(module, calibration)
+
+
+def train_module(run: Run, task: Task, settings: Optimization, teacher: str | None = None) -> None:
+    """Train a task's module in place, with its checkpoints in the run's folder and its record in the run."""
+    from edge_resnet.training import fit, show_on
+
+    split = run.images.split("train")
+    with run.stage(task.name, settings.epochs * len(split)) as advance:
+        record = fit(
+            task,
+            split,
+            run.preprocess,
+            settings,
+            run.recipe.seed,
+            state=run.state,
+            identity=_identity(run, settings, task.module),
+            advance=advance,
+            report=show_on(advance),
+            skip_corrupt=run.recipe.evaluate.skip_corrupt,
+            devices=run.devices,
+        )
+    run.record.training.append(replace(record, teacher=teacher))
+    if record.resumed_at:
+        run.mark_resumed()
+
+
+def _check_apart(run: Run) -> None:
+    if not set(run.images.split("train").paths).isdisjoint(run.images.split("val").paths):
+        raise InputError(
+            f"{run.images.source}: training needs images apart from those that accuracy is measured on: put "
+            "them into train/CLASS and val/CLASS"
+        )
+
+
+def _identity(run: Run, settings: Optimization, module: nn.Module) -> str:
+    """Of all that decides the trained weights."""
+    from edge_resnet.compression.graph_module import float_module
+    from edge_resnet.training import identity_of, weights_digest
+
+    return identity_of(
+        model=run.model.source,
+        weights=weights_digest(module),
+        teacher=None if run.teacher is None else weights_digest(float_module(run.teacher)),
+        recipe=settings.model_dump(mode="json"),
+        seed=run.recipe.seed,
+        preprocess=run.preprocess.to_json(),
+        data=run.images.fingerprint,
+        skip_corrupt=run.recipe.evaluate.skip_corrupt,
+    )
