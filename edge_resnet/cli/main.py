@@ -88,7 +88,11 @@ def compress(
         str | None, typer.Option(help="DIR/{train,val|test}/CLASS/*.jpg, a .zip of one, or demo.")
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="tflite-int8, onnx-int8, coreml-int8, ... (repeatable).")
+        list[str] | None,
+        typer.Option(
+            help="tflite-int8, -fp32, -fp16; onnx-int8, -fp32, -fp16; coreml-int8, -fp16, -palette8, -palette6, "
+            "-palette4 (repeatable)."
+        ),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe (YAML), or the name of a ready one (`edge-resnet recipes`).")
