@@ -182,7 +182,8 @@ def _quantized_module(
     structs = importlib.import_module("nncf.common.quantization.structs")
     parameters = advanced.AdvancedQuantizationParameters(
         disable_bias_correction=not correct_biases,
-        # Its default keeps the first layer's weights at 7 bits, for the CPUs that portable_x86 is about.
+        # Its default takes 7 bits for the first layer's weights (for the CPUs that portable_x86 is about), at
+        # a scale that puts each channel's largest weight on a rounding tie.
         overflow_fix=advanced.OverflowFix.DISABLE,
         batchwise_statistics=True,  # one range for each image of a batch, as if they came singly
         activations_quantization_params=advanced.QuantizationParameters(num_bits=8, per_channel=False),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edge_resnet.compression.distillation import Teacher, distillation_loss
 from edge_resnet.graph.float_executor import input_values
 from edge_resnet.graph.nodes import Input
 from edge_resnet.recipe import Optimization, Qat
@@ -20,11 +21,12 @@ __all__ = ["NncfTask"]
 
 @dataclass(frozen=True, eq=False)
 class NncfTask:
-    """Cross entropy of the module that quantize_with_nncf hands its trainer; `source`: the graph's input."""
+    """What quantize_with_nncf's trainer trains: `module` is handed to it, `source` is the graph's input."""
 
     module: nn.Module
     source: Input
     settings: Qat
+    teacher: Teacher | None = None
     name: str = "qat"
 
     def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -32,7 +34,16 @@ class NncfTask:
 
     def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = check_logits(module(inputs), labels)
-        return F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing), logits
+        smoothing = self.settings.label_smoothing
+        if self.teacher is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+        answers = self.teacher.logits(self._bytes(inputs))
+        return distillation_loss(logits, answers, labels, self.settings.distill, smoothing), logits
+
+    def _bytes(self, inputs: Tensor) -> Tensor:
+        quant = self.source.quant
+        assert quant is not None
+        return inputs / quant.scale + (128 + quant.zero_point)
 
     def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
         """Weights decay; biases and NNCF's ranges do not, though those of weights have four axes."""
