@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_resnet.benchmark.local import BenchmarkResult
 from edge_resnet.benchmark.statistics import paired_difference, wilson_interval
+from edge_resnet.compression.record import QuantizationRecord
 from edge_resnet.cpu import this_cpu
 from edge_resnet.files import sha256_of, size_of
 from edge_resnet.report import schema
@@ -82,7 +84,26 @@ def assemble_report(
         ),
         preprocess=run.preprocess.to_json(),
         notes=list(run.notes),
+        quantization=_quantization(run.record),
     )
+
+
+def _quantization(record: QuantizationRecord) -> schema.Quantization | None:
+    """None where nothing was quantized here: the model came with its integers, or all targets are float."""
+    if not record.steps and not record.training and record.sensitivity is None:
+        return None
+    return schema.Quantization.model_validate(_finite(asdict(record)))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity, which is what an SQNR without noise is: null stands for it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def _environment() -> schema.Environment:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from edge_resnet.report.axes import WIDTH, plain, scale, svg, ticks_over
+
 __all__ = ["Bar", "Interval", "bar_chart", "histogram_chart", "interval_chart"]
 
-_WIDTH, _ROW, _FOOT = 400, 28, 38
+_ROW, _FOOT = 28, 38
 _RIGHT = 12
 # The width of a letter in the chart's units (wide fonts included); a name that needs more room is cut.
 _LETTER, _LABEL_MOST = 7.2, 150
@@ -45,10 +47,10 @@ def bar_chart(bars: Sequence[Bar], axis: str) -> Markup | None:
     if not bars:
         return None
     left = _label_width([bar.name for bar in bars])
-    ticks = _ticks(0, max(bar.value for bar in bars) or 1)
+    ticks = ticks_over(0, max(bar.value for bar in bars) or 1)
     words_width = max(len(bar.words) + len(_said(bar.kind)) for bar in bars) * _LETTER
-    x = _scale(0, ticks[-1], left, _WIDTH - 8 - words_width)
-    body = _axis(ticks, x, len(bars), axis, _plain)
+    x = scale(0, ticks[-1], left, WIDTH - 8 - words_width)
+    body = _axis(ticks, x, len(bars), axis, plain)
     for index, bar in enumerate(bars):
         y = index * _ROW
         length = max(1.5, x(bar.value) - left)
@@ -59,7 +61,7 @@ def bar_chart(bars: Sequence[Bar], axis: str) -> Markup | None:
             f"{escape(bar.words)}{_said(bar.kind)}</text>"
         )
     spoken = ", ".join(f"{bar.name} {bar.words} {bar.kind}".strip() for bar in bars)
-    return _svg(len(bars), f"{axis}: {spoken}", body)
+    return svg(len(bars) * _ROW + _FOOT, f"{axis}: {spoken}", body)
 
 
 def interval_chart(
@@ -71,8 +73,8 @@ def interval_chart(
     left = _label_width([interval.name for interval in intervals])
     edges = [edge for interval in intervals for edge in (interval.low, interval.high)]
     edges += [] if reference is None else [reference]
-    ticks = _ticks(min(edges), max(edges))
-    x = _scale(ticks[0], ticks[-1], left + 8, _WIDTH - _RIGHT - 14)
+    ticks = ticks_over(min(edges), max(edges))
+    x = scale(ticks[0], ticks[-1], left + 8, WIDTH - _RIGHT - 14)
     body = _axis(ticks, x, len(intervals), axis, words)
     if reference is not None:
         place = f'x1="{x(reference):.1f}" x2="{x(reference):.1f}" y1="0" y2="{len(intervals) * _ROW}"'
@@ -92,7 +94,7 @@ def interval_chart(
         f"{i.name} {words(i.value)} from {words(i.low)} to {words(i.high)} {i.kind}".strip()
         for i in intervals
     )
-    return _svg(len(intervals), f"{axis}: {spoken}", body)
+    return svg(len(intervals) * _ROW + _FOOT, f"{axis}: {spoken}", body)
 
 
 def histogram_chart(histogram: Mapping[str, int], kind: str) -> Markup | None:
@@ -112,11 +114,6 @@ def histogram_chart(histogram: Mapping[str, int], kind: str) -> Markup | None:
         for lsb, count in sorted(counts.items())
     ]
     return bar_chart(bars, "share of logits, %")
-
-
-def _svg(rows: int, spoken: str, body: Sequence[str]) -> Markup:
-    view = f'viewBox="0 0 {_WIDTH} {rows * _ROW + _FOOT}"'
-    return Markup(f'<svg {view} role="img" aria-label="{escape(spoken)}">{"".join(body)}</svg>')
 
 
 def _label_width(names: Sequence[str]) -> int:
@@ -152,20 +149,3 @@ def _axis(
         f'<text x="{middle:.1f}" y="{bottom + 31}" text-anchor="middle" class="tick">{escape(title)}</text>'
     )
     return lines
-
-
-def _scale(low: float, high: float, left: float, right: float) -> Callable[[float], float]:
-    return lambda value: left + (right - left) * (value - low) / (high - low)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round values that hold [low, high]: steps of 1, 2 or 5 times a power of ten."""
-    reach = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(reach / 3))
-    step = next(power * times for times in (1, 2, 5, 10) if reach / (power * times) <= 4)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
-
-
-def _plain(value: float) -> str:
-    return f"{value:,.10g}"

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edge_resnet.report.charts import Bar, Interval, bar_chart, histogram_chart, interval_chart
+from edge_resnet.report.html_quantization import Chart, sensitivity_charts, training_charts
 from edge_resnet.report.present import baseline_interval, baseline_name, headline_benchmark, present
 from edge_resnet.report.schema import Kind, Report
 from edge_resnet.report.wording import bytes_words, import_words, milliseconds, percent
 
 __all__ = ["to_html"]
-
-
-@dataclass(frozen=True)
-class _Chart:
-    """`kinds`: how the figures in it were had."""
-
-    title: str
-    kinds: list[str]
-    picture: Markup
 
 
 def to_html(report: Report) -> str:
@@ -35,29 +25,35 @@ def to_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
+    page = present(report)
+    part = page.quantization
+    sensitivity = None if part is None else part.sensitivity
     return environment.get_template("report.html.j2").render(
         report=report,
-        page=present(report),
+        page=page,
         import_words=import_words,
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
         charts=[
             chart for chart in (_sizes(report), _latencies(report), _top1(report), _deltas(report)) if chart
         ],
         histograms=_histograms(report),
+        quantization=part,
+        curves=[] if part is None else training_charts(part),
+        layers=[] if sensitivity is None else sensitivity_charts(sensitivity.source),
     )
 
 
-def _chart(title: str, kinds: list[str], picture: Markup | None) -> _Chart | None:
-    return None if picture is None else _Chart(title, list(dict.fromkeys(filter(None, kinds))), picture)
+def _chart(title: str, kinds: list[str], picture: Markup | None) -> Chart | None:
+    return None if picture is None else Chart(title, list(dict.fromkeys(filter(None, kinds))), picture)
 
 
-def _sizes(report: Report) -> _Chart | None:
+def _sizes(report: Report) -> Chart | None:
     unit, name = (1e6, "MB") if any(a.bytes >= 999_500 for a in report.artifacts) else (1e3, "KB")
     bars = [Bar(a.target, a.bytes / unit, bytes_words(a.bytes), Kind.MEASURED) for a in report.artifacts]
     return _chart("Size", [bar.kind for bar in bars], bar_chart(bars, f"size of the file, {name}"))
 
 
-def _latencies(report: Report) -> _Chart | None:
+def _latencies(report: Report) -> Chart | None:
     bars, latency = [], report.baseline.latency_ms
     if latency is not None:
         bars.append(
@@ -72,7 +68,7 @@ def _latencies(report: Report) -> _Chart | None:
     return _chart("Latency", [bar.kind for bar in bars], picture)
 
 
-def _top1(report: Report) -> _Chart | None:
+def _top1(report: Report) -> Chart | None:
     baseline, interval = report.baseline, baseline_interval(report.baseline)
     rows = []
     if baseline.top1 is not None and interval is not None:
@@ -86,7 +82,7 @@ def _top1(report: Report) -> _Chart | None:
     return _chart("Accuracy", [row.kind for row in rows], picture)
 
 
-def _deltas(report: Report) -> _Chart | None:
+def _deltas(report: Report) -> Chart | None:
     rows = []
     for artifact in report.artifacts:
         accuracy = artifact.accuracy
@@ -99,7 +95,7 @@ def _deltas(report: Report) -> _Chart | None:
     return _chart("Accuracy lost or won", [row.kind for row in rows], picture)
 
 
-def _histograms(report: Report) -> list[_Chart]:
+def _histograms(report: Report) -> list[Chart]:
     """Only where some logit is off: otherwise there is one bar, and the table says it."""
     charts = []
     for artifact in report.artifacts:

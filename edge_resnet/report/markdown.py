@@ -9,9 +9,10 @@ import yaml
 
 from edge_resnet.report.figures import Figure
 from edge_resnet.report.present import Page, present
+from edge_resnet.report.present_quantization import SensitivityPart, TrainingPart
 from edge_resnet.report.schema import Report
 from edge_resnet.report.verdict import Status
-from edge_resnet.report.wording import import_words
+from edge_resnet.report.wording import import_words, plural
 
 __all__ = ["to_markdown"]
 
@@ -20,6 +21,8 @@ _SYNTAX = re.compile(r"([\\`*_\[\]|~<>#])")
 _TITLES = {Status.VERIFIED: "verified", Status.INCOMPLETE: "not fully verified", Status.FAILED: "FAILED"}
 # A pull request lists the first few; report.json holds all.
 _MOST_MISMATCHES = 20
+_MOST_LAYERS = 15
+_MOST_EPOCHS = 12
 
 
 def to_markdown(report: Report) -> str:
@@ -33,6 +36,7 @@ def to_markdown(report: Report) -> str:
         _artifacts(page),
         _parity(page),
         _ranges(report),
+        _quantization(page),
         _speed(page),
         _notes(page),
         _facts(report),
@@ -110,6 +114,54 @@ def _ranges(report: Report) -> str:
         shown.append(f"and {len(mismatches) - _MOST_MISMATCHES} more, in report.json")
     table = _table(("target", "tensors checked", "equal", "result"), rows)
     return "\n\n".join(part for part in ("## Read back and compared", table, _list(shown)) if part)
+
+
+def _quantization(page: Page) -> str:
+    quantization = page.quantization
+    if quantization is None:
+        return ""
+    parts = ["## Quantization", _list(f"{name}: {_text(words)}" for name, words in quantization.facts)]
+    if quantization.steps:
+        head = ("step", "what", "top-1 of the integer reference (95 %)", "gain, points", "SQNR", "time")
+        steps = [(r.name, r.detail, r.top1, r.gain, r.sqnr, r.seconds) for r in quantization.steps]
+        parts.append(_table(head, steps))
+    parts += [_training(part) for part in quantization.training]
+    if quantization.sensitivity is not None:
+        parts.append(_sensitivity(quantization.sensitivity))
+    return "\n\n".join(parts)
+
+
+def _training(part: TrainingPart) -> str:
+    head = ("epoch", "loss, measured", "top-1 in training, measured", "time", "images per s")
+    shown = part.epochs[-_MOST_EPOCHS:]
+    rows = [(r.epoch, r.loss, r.top1, r.seconds, r.speed) for r in shown]
+    hidden = len(part.epochs) - len(shown)
+    left_out = f" The last {len(shown)}; all are in report.json." if hidden else ""
+    return f"### {part.title}\n\n{_text(part.summary)}{left_out}\n\n{_table(head, rows)}"
+
+
+def _sensitivity(part: SensitivityPart) -> str:
+    head = (
+        "no.",
+        "layer",
+        "kind",
+        "points lost",
+        "top-1",
+        "SQNR",
+        "noise from weights",
+        "MACs",
+        "in the files",
+    )
+    rows = [
+        (
+            *(str(r.position), r.name, r.kind, r.lost, r.top1, r.sqnr, r.from_weights, r.macs),
+            "float" if r.kept_float else "int8",
+        )
+        for r in part.layers[:_MOST_LAYERS]
+    ]
+    title = "### Sensitivity: one layer in int8, measured"
+    shown = f"The {len(rows)} worst of {plural(len(part.layers), 'layer')}, the worst first:"
+    return "\n\n".join([title, _list(map(_text, [*part.summary, *part.notes])), shown, _table(head, rows)])
 
 
 def _speed(page: Page) -> str:

@@ -7,9 +7,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from edge_resnet.errors import InputError
+from edge_resnet.report.part import Part
+from edge_resnet.report.schema_quantization import Quantization
 
 __all__ = [
     "Accuracy",
@@ -24,6 +26,7 @@ __all__ = [
     "Latency",
     "Model",
     "Parity",
+    "Quantization",
     "Ranges",
     "Report",
     "Stage",
@@ -42,36 +45,14 @@ class Kind(StrEnum):
     PREDICTED = "predicted"
 
 
-class _Part(BaseModel):
-    """Keys of later versions are kept as they are."""
-
-    model_config = ConfigDict(extra="allow")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_unicode(cls, values: Any) -> Any:
-        return _printable(values)
-
-
-def _printable(value: Any) -> Any:
-    """File names that are no UTF-8 reach Python as surrogates, which JSON cannot hold: escape them."""
-    if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict):
-        return {_printable(key): _printable(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_printable(inner) for inner in value]
-    return value
-
-
-class Environment(_Part):
+class Environment(Part):
     python: str
     packages: dict[str, str]
     cpu: str
     os: str
 
 
-class ImportCheck(_Part):
+class ImportCheck(Part):
     """The imported graph beside the source on its own runtime: random images and some of the data's."""
 
     runtime: str
@@ -80,7 +61,7 @@ class ImportCheck(_Part):
     relative: float
 
 
-class Model(_Part):
+class Model(Part):
     name: str
     source: str
     weights_sha256: str | None
@@ -91,7 +72,7 @@ class Model(_Part):
     notes: list[str] = Field(default_factory=list)
 
 
-class Data(_Part):
+class Data(Part):
     """`n_train` images to calibrate from, `n_val` to measure on; `fingerprint` of names and sizes."""
 
     source: str | None = None
@@ -101,7 +82,7 @@ class Data(_Part):
     fingerprint: str | None = None
 
 
-class Latency(_Part):
+class Latency(Part):
     """Milliseconds for one image."""
 
     mean: float
@@ -110,7 +91,7 @@ class Latency(_Part):
     p99: float
 
 
-class Baseline(_Part):
+class Baseline(Part):
     """The model as it came, on its own runtime (`runtime`), on the same images."""
 
     top1: float | None
@@ -120,18 +101,18 @@ class Baseline(_Part):
     runtime: str = "torch (eager, float32)"
 
 
-class Compressed(_Part):
+class Compressed(Part):
     params: int
     macs: int
 
 
-class Stage(_Part):
+class Stage(Part):
     name: str
     seconds: float
     resumed: bool
 
 
-class Ranges(_Part):
+class Ranges(Part):
     """Scales, zero points and integer weights (or float weights) read back, compared with the graph."""
 
     checked: int
@@ -139,7 +120,7 @@ class Ranges(_Part):
     mismatches: list[str] = Field(default_factory=list)
 
 
-class Parity(_Part):
+class Parity(Part):
     """Logits on `runtime`, compared with what they should be.
 
     `identical`: share of images whose logits are the same: to the bit where `to_the_bit`, else as the
@@ -160,7 +141,7 @@ class Parity(_Part):
     to_the_bit: bool = False
 
 
-class CrossParity(_Part):
+class CrossParity(Part):
     """Logits of two runtimes compared directly."""
 
     against: str
@@ -169,7 +150,7 @@ class CrossParity(_Part):
     top1_agreement: float
 
 
-class Accuracy(_Part):
+class Accuracy(Part):
     """Fractions; `delta` against the baseline on the same images, paired."""
 
     runtime: str
@@ -183,7 +164,7 @@ class Accuracy(_Part):
     runtime_version: str = ""
 
 
-class Benchmark(_Part):
+class Benchmark(Part):
     """Speed and memory at batch 1; `kind` holds for all of it. A null figure has its reason in `notes`."""
 
     device: str
@@ -199,7 +180,7 @@ class Benchmark(_Part):
     notes: list[str] = Field(default_factory=list)
 
 
-class Artifact(_Part):
+class Artifact(Part):
     """One file. `ranges` is null for a float file, `weights` for an int8 file.
 
     `failures` make the run fail, `notes` do not.
@@ -219,7 +200,7 @@ class Artifact(_Part):
     notes: list[str] = Field(default_factory=list)
 
 
-class Report(_Part):
+class Report(Part):
     """report.json."""
 
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION, strict=True)
@@ -235,6 +216,7 @@ class Report(_Part):
     data: Data = Field(default_factory=Data)
     preprocess: dict[str, Any] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
+    quantization: Quantization | None = None
 
     @property
     def failures(self) -> list[str]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_resnet.report.present import baseline_name, headline_benchmark, present
+from edge_resnet.report.present_quantization import QuantizationPage
 from edge_resnet.report.schema import Artifact, Kind, Report
 from edge_resnet.report.verdict import Status, problems
 from edge_resnet.report.wording import NO_FIGURE, bytes_words, milliseconds, percent, points, share
@@ -36,6 +37,9 @@ def print_summary(report: Report, console: Console, directory: Path | None = Non
         _say(console, failure, "red", indent=2)
     for evidence in page.verdict.evidence:
         _say(console, evidence, indent=2)
+    if page.quantization is not None:
+        for line in _quantization(page.quantization):
+            _say(console, line, indent=2)
     for artifact in report.artifacts:
         for note in artifact.notes:
             _say(console, f"warning: {artifact.target}: {note}", "yellow")
@@ -43,6 +47,19 @@ def print_summary(report: Report, console: Console, directory: Path | None = Non
         _say(console, remark, "yellow")
     if directory is not None:
         _say(console, f"report: {directory / 'report.html'}")
+
+
+def _quantization(part: QuantizationPage) -> list[str]:
+    """The steps' accuracies in one sentence, each training, and what was kept in float."""
+    lines = []
+    counted = [step for step in part.steps if step.top1.reason is None]
+    if counted:
+        steps = ", ".join(f"{step.name} {step.top1.text}" for step in counted)
+        lines.append(f"Top-1 of the integer reference, measured: {steps}.")
+    lines += [f"{training.title}: {training.summary}" for training in part.training]
+    if part.sensitivity is not None and any(layer.kept_float for layer in part.sensitivity.layers):
+        lines += [*part.sensitivity.summary[1:], *part.sensitivity.notes]
+    return lines
 
 
 def _say(console: Console, text: str, style: str = "", indent: int = 0) -> None:

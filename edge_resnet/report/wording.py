@@ -17,6 +17,7 @@ __all__ = [
     "percent",
     "plural",
     "points",
+    "seconds_words",
     "share",
 ]
 
@@ -56,6 +57,15 @@ def share(value: float) -> str:
 def points(value: float) -> str:
     """A difference of two accuracies in percentage points, with its sign."""
     return f"{round(value * 100, 2) + 0.0:+.2f}"
+
+
+def seconds_words(value: float) -> str:
+    """0.42 s, 17.3 s, 4 min 05 s, 1 h 02 min."""
+    if value < 99.95:
+        return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
 def interval_words(low: str, high: str) -> str:
