@@ -90,8 +90,8 @@ def compress(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="tflite-int8, -fp32, -fp16; onnx-int8, -fp32, -fp16; coreml-int8, -fp16, -palette8, -palette6, "
-            "-palette4 (repeatable)."
+            help="tflite-int8, -fp32, -fp16; onnx-int8, -fp32, -fp16; coreml-int8, -fp16, -palette8, "
+            "-palette6, -palette4 (repeatable)."
         ),
     ] = None,
     recipe: Annotated[
