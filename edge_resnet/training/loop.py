@@ -129,13 +129,16 @@ class _Loop:
         self.total = self.settings.epochs * self.images.steps
         self.position = Position(images=self.images.steps * self.images.batch, total=self.total)
         self.last_saved: int | None = None
+        # One process tells how it goes on.
+        self.advance = job.advance if ranks.rank == 0 else lambda images: None
+        self.report = job.report if ranks.rank == 0 else lambda live: None
         if saved is not None:
             assert job.checkpoints is not None
             job.checkpoints.restore(saved, self.module, self.optimizer)
             self.position = job.checkpoints.position(saved)
             self.position.resumed_at.append(self.done)
             self.last_saved = self.done
-            job.advance(self.position.epoch * len(job.split) + self.position.seen)
+            self.advance(self.position.epoch * len(job.split) + self.position.seen)
         self._watch = time.perf_counter()
         self._saved_at = self._watch
 
@@ -170,7 +173,7 @@ class _Loop:
             raise InputError(f"{self.images.name}: no image of the train split could be decoded")
         self._time()
         self._report(ended=True)
-        self.job.advance(len(self.job.split) - at.seen)
+        self.advance(len(self.job.split) - at.seen)
         at.epochs.append(EpochRecord(at.epoch + 1, at.loss / at.seen, at.correct / at.seen, at.epoch_seconds))
         at.epoch, at.step = at.epoch + 1, 0
         at.loss, at.correct, at.seen, at.epoch_seconds = 0.0, 0, 0, 0.0
@@ -211,12 +214,12 @@ class _Loop:
         if self.done % math.ceil(self.total / _CURVE_POINTS) == 0 or self.done == self.total:
             at.losses.append((self.done, at.point[0] / at.point[1]))
             at.point = (0.0, 0)
-        self.job.advance(portion.count)
+        self.advance(portion.count)
         self._report()
 
     def _report(self, ended: bool = False) -> None:
         at = self.position
-        self.job.report(
+        self.report(
             LiveMetrics(
                 self.task.name,
                 at.epoch + 1,
