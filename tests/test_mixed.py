@@ -19,7 +19,7 @@ from edge_resnet.compression.mixed import choose_float_layers, keep_in_float
 from edge_resnet.compression.quantize import quantize, quantize_weights
 from edge_resnet.compression.record import SensitivityRecord
 from edge_resnet.compression.sensitivity import measure_sensitivity, rounding_nodes
-from edge_resnet.errors import GraphError
+from edge_resnet.errors import GraphError, InputError
 from edge_resnet.graph import nodes as g
 from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.graph import Graph
@@ -29,11 +29,13 @@ from edge_resnet.graph.reference import ReferenceExecutor
 from edge_resnet.graph.storage import graph_from_files, graph_to_files
 from edge_resnet.graph.text import graph_to_text
 from edge_resnet.recipe import Export
+from edge_resnet.run_directory import Probe
 from edge_resnet.targets import TARGETS
 from edge_resnet.verify.exactness import first_inexact
 from edge_resnet.verify.npu import integer_segments, npu_notes
 from edge_resnet.verify.prove import prove
 from edge_resnet.verify.ranges import compare_ranges
+from edge_resnet.verify.verify_run import _check_probe
 from tests.conftest import quantized
 from tests.random_graphs import random_graph, random_pixels
 
@@ -335,3 +337,18 @@ def test_npu_notes_name_what_is_lost_for_each_target() -> None:
     assert "Neural Engine" in coreml
     assert f"{len(float_layers(mixed))} layers in float" in tflite
     assert npu_notes(mixed, ["onnx-fp32"]) == []
+
+
+def test_verify_tells_a_changed_mixed_graph_from_one_that_rounds_differently() -> None:
+    floating, integers = undecided_pair(54)
+    first = rounding_nodes(integers)[0].name
+    mixed = keep_in_float(integers, floating, [first])
+    pixels = coloured_images(mixed, 32)
+    logits = MixedExecutor(mixed).run(pixels)
+    assert np.ptp(logits.astype(int)) > 127  # more than int8 can hold
+    _check_probe(mixed, Probe(pixels, logits + np.int8(1) * (logits < 0)))
+    other = coarse_weights(mixed, integers.output.name, 30)
+    with pytest.raises(InputError, match="graph/ was changed"):
+        _check_probe(other, Probe(pixels, logits))
+    with pytest.raises(InputError, match="graph/ was changed"):
+        _check_probe(integers, Probe(pixels, ReferenceExecutor(integers).run(pixels) ^ np.int8(1)))

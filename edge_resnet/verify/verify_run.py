@@ -142,9 +142,10 @@ def _probe_batches(probe: Probe) -> tuple[int, Iterator[tuple[Pixels, Labels]]]:
 def _check_probe(quantized: Graph, probe: Probe) -> None:
     """The graph still means what it meant when the run was made."""
     got = MixedExecutor(quantized).run(probe.pixels).astype(np.float64)
+    recorded = probe.logits.astype(np.float64)
     # Float layers may round differently on another machine.
-    tolerance = 0.0 if quantized.is_quantized else _MIXED_TOLERANCE * float(np.ptp(probe.logits))
-    if got.shape != probe.logits.shape or not np.abs(got - probe.logits).max() <= tolerance:
+    tolerance = 0.0 if quantized.is_quantized else _MIXED_TOLERANCE * np.ptp(recorded)
+    if got.shape != recorded.shape or not np.abs(got - recorded).max() <= tolerance:
         raise InputError(
             "the graph in graph/ does not compute the logits that the run recorded: graph/ was changed"
         )
