@@ -115,7 +115,7 @@ def _run(function: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
 
 
 def _chunks(value: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.split(value, _AT_ONCE))  # type: ignore[no-untyped-call]
+    return tuple(torch.split(value, _AT_ONCE))
 
 
 def _corrected(node: Conv | Linear, ideal: Node, graph: Graph, real: Tensor, centred: Tensor) -> Node:
