@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edge_resnet.cli.console import ConsoleProgress, error_console
 from edge_resnet.project import PROJECT_FILE, Project, load_project
@@ -44,9 +45,9 @@ def run(
         project = _default_project(progress)
         # What the project says of its own model says nothing of weights that the user gives for it.
         model, weights = project.model, weights or project.weights
-    recipe = recipe or (project.recipe if project else None)
+    chosen = recipe or (project.recipe if project else None)
     if max_drop is not None:
-        settings = _limited_drop(recipe, settings, max_drop)
+        settings = _limited_drop(chosen, settings, max_drop)
     from edge_resnet.pipeline import compress
     from edge_resnet.report.terminal import print_summary
 
@@ -56,7 +57,7 @@ def run(
             weights=weights,
             data=data or (project.data if project else None),
             targets=targets or (project.targets if project else ()) or DEFAULT_TARGETS,
-            recipe=recipe,
+            recipe=chosen,
             settings=settings,
             out=out or (project.out if project else None),
             output=output,
@@ -81,8 +82,10 @@ def run(
     return 1 if result.failures else 0
 
 
-def _limited_drop(recipe: Path | None, settings: Sequence[str], max_drop: float) -> list[str]:
-    """The settings that --max-drop stands for: the limit, and images to measure it on where there are none."""
+def _limited_drop(
+    recipe: Path | Mapping[str, Any] | None, settings: Sequence[str], max_drop: float
+) -> list[str]:
+    """What --max-drop stands for: the limit, and images to measure it on where the recipe has none."""
     from edge_resnet.recipe import load_recipe
 
     images = load_recipe(recipe, settings).sensitivity.images or _DROP_IMAGES
