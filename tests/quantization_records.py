@@ -27,6 +27,7 @@ def filled_record(layers: int = 22, epochs: int = 3) -> QuantizationRecord:
         (step, 0.06 + 0.09 * math.exp(-step / 400) + rng.gauss(0, 0.012))
         for step in range(5, epochs * per_epoch, 5)
     ]
+    means = [EpochRecord(e + 1, 0.12 / (e + 1), 0.985 + 0.002 * e / epochs, 137.0) for e in range(epochs)]
     costs = []
     for index in range(layers):
         stage, block = index // 7 + 1, index % 7 // 2
@@ -49,8 +50,7 @@ def filled_record(layers: int = 22, epochs: int = 3) -> QuantizationRecord:
         training=[
             TrainingRecord(
                 "qat",
-                tuple(EpochRecord(e, 0.12 / e, 0.985 + 0.002 * e / epochs, 137.0) for e in range(1, epochs + 1)),
-                tuple(losses), 50_000, 412.0, "resnet56", (600,),
+                tuple(means), tuple(losses), 50_000, 412.0, "resnet56", (600,)
             )
         ],
         sensitivity=SensitivityRecord(

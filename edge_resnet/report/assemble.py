@@ -26,7 +26,7 @@ from edge_resnet.verify.ranges import RangeCheck
 if TYPE_CHECKING:
     from edge_resnet.run import Run
 
-__all__ = ["assemble_report"]
+__all__ = ["assemble_report", "quantization_part"]
 
 _PACKAGES = (
     "edge-resnet",
@@ -84,11 +84,11 @@ def assemble_report(
         ),
         preprocess=run.preprocess.to_json(),
         notes=list(run.notes),
-        quantization=_quantization(run.record),
+        quantization=quantization_part(run.record),
     )
 
 
-def _quantization(record: QuantizationRecord) -> schema.Quantization | None:
+def quantization_part(record: QuantizationRecord) -> schema.Quantization | None:
     """None where nothing was quantized here: the model came with its integers, or all targets are float."""
     if not record.steps and not record.training and record.sensitivity is None:
         return None

@@ -9,6 +9,8 @@ from markupsafe import Markup, escape
 
 __all__ = ["WIDTH", "plain", "scale", "svg", "ticks_over"]
 
+_LEAST = 1e-10
+
 WIDTH = 400
 """Of every picture, in its own units; on the page it is as wide as its card."""
 
@@ -25,7 +27,10 @@ def scale(low: float, high: float, left: float, right: float) -> Callable[[float
 
 def ticks_over(low: float, high: float) -> list[float]:
     """Three to six round values that hold [low, high]: steps of 1, 2 or 5 times a power of ten."""
-    reach = (high - low) or abs(high) or 1.0
+    largest = max(abs(low), abs(high))
+    reach = high - low
+    if reach < _LEAST or reach < 1e-9 * largest:  # ticks so close would be one number
+        reach = largest if largest >= _LEAST else 1.0
     power = 10.0 ** math.floor(math.log10(reach / 3))
     step = next(power * times for times in (1, 2, 5, 10) if reach / (power * times) <= 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

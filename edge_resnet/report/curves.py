@@ -49,14 +49,16 @@ def curve_chart(
     y_title: str,
     words: Callable[[float], str] = plain,
     marks: Sequence[float] = (),
+    x_from: float | None = None,
 ) -> Markup | None:
-    """Lines over a common axis; `marks` are dashed lines from top to bottom."""
+    """Lines over a common axis; `marks` are dashed lines from top to bottom. `x_from` starts the axis."""
     points = [point for curve in curves for point in curve.points]
     if not points:
         return None
     y_ticks = ticks_over(min(y for _, y in points), max(y for _, y in points))
     left = _left(y_ticks, words)
-    first, last = min(x for x, _ in points), max(x for x, _ in points)
+    places = [*(x for x, _ in points), *marks, *(() if x_from is None else (x_from,))]
+    first, last = min(places), max(places)
     last = last if last > first else first + 1
     x, y = scale(first, last, left + 6, WIDTH - _RIGHT - 6), _vertical(y_ticks)
     x_ticks = [tick for tick in ticks_over(first, last) if first <= tick <= last and tick == int(tick)]

@@ -15,6 +15,7 @@ __all__ = ["Chart", "sensitivity_charts", "training_charts"]
 
 # A mean over a twenty-fifth of the curve shows the trend and keeps the shape.
 _WINDOWS = 25
+_MOST_DOTS = 20
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,18 @@ def _curves(training: Training) -> list[Chart]:
     curves = [Curve("loss", training.losses, faint=window > 1)]
     if window > 1:
         curves.append(Curve(f"mean of {window} points", smoothed(training.losses, window)))
-    picture = curve_chart(curves, "step", "loss", marks=training.resumed_at)
+    picture = curve_chart(curves, "step", "loss", marks=training.resumed_at, x_from=0)
     if picture is not None:
         said = f"The dark line is the mean of {window} neighbouring points." if window > 1 else ""
         if training.resumed_at:
             said = f"{said} Dashed: continued from a checkpoint.".strip()
         charts.append(Chart("Loss", [Kind.MEASURED], picture, said))
     points = [(float(epoch.epoch), epoch.top1) for epoch in training.epochs]
-    picture = curve_chart([Curve("top-1", points, dots=True)], "epoch", "top-1 in training", _percent)
+    picture = curve_chart(
+        [Curve("top-1", points, dots=len(points) <= _MOST_DOTS)], "epoch", "top-1 in training", _percent
+    )
     if picture is not None:
-        caption = "Counted while training, on images as they are augmented: usually below the test's top-1."
+        caption = "Counted on the augmented images that are trained on, which no test's top-1 compares with."
         charts.append(Chart("Accuracy in training", [Kind.MEASURED], picture, caption))
     return charts
 
