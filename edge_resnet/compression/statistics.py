@@ -88,8 +88,9 @@ class TensorStatistics:
         if self.exponent is None or exponent > self.exponent:
             self.counts = self.widened(exponent)
             self.exponent = exponent
-        edge = 2.0**self.exponent
-        self.counts += torch.histc(sample.float(), 2 * HALF_BINS, -edge, edge).numpy().astype(np.int64)
+        # Exact: the width is a power of two (torch.histc would round at the edges of bins).
+        index = (sample * (1 / self.width)).floor_().clamp_(-HALF_BINS, HALF_BINS - 1).int() + HALF_BINS
+        self.counts += torch.bincount(index, minlength=2 * HALF_BINS).numpy()
         self.counts[HALF_BINS] -= zeros
 
 
