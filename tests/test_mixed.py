@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from edge_resnet.cli.compress import _limited_drop
 from edge_resnet.compression.calibrate import calibrate
 from edge_resnet.compression.mixed import choose_float_layers, keep_in_float
 from edge_resnet.compression.quantize import quantize, quantize_weights
@@ -56,7 +58,7 @@ def some_layers(graph: Graph, rng: np.random.Generator) -> list[str]:
     return chosen or names[:1]
 
 
-@hypothesis_settings(max_examples=8)
+@hypothesis_settings(max_examples=5)
 @given(seed=st.integers(0, 10_000))
 def test_every_runtime_answers_as_the_mixed_executor(
     seed: int, tmp_path_factory: pytest.TempPathFactory
@@ -352,3 +354,29 @@ def test_verify_tells_a_changed_mixed_graph_from_one_that_rounds_differently() -
         _check_probe(other, Probe(pixels, logits))
     with pytest.raises(InputError, match="graph/ was changed"):
         _check_probe(integers, Probe(pixels, ReferenceExecutor(integers).run(pixels) ^ np.int8(1)))
+
+
+def test_max_drop_is_two_settings() -> None:
+    assert _limited_drop(None, [], 0.5) == ["sensitivity.images=1000", "sensitivity.max_drop=0.5"]
+    given = ["sensitivity.images=50"]
+    assert _limited_drop(None, given, 0.5) == [*given, "sensitivity.images=50", "sensitivity.max_drop=0.5"]
+
+
+def test_a_negative_max_drop_is_refused(edge_resnet: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = edge_resnet("compress", "demo", "--max-drop", "-1")
+    assert code == 2
+    assert "--max-drop" in err
+
+
+@pytest.mark.parametrize("io", ["uint8", "int8", "float32"])
+@pytest.mark.parametrize("kept", [0, -1])
+def test_tflite_ends_around_a_float_layer(io: str, kept: int, tmp_path: Path) -> None:
+    floating, integers = pair(3)
+    mixed = keep_in_float(integers, floating, [rounding_nodes(integers)[kept].name])
+    target = TARGETS["tflite-int8"]
+    path = target.path(tmp_path, "m")
+    target.write(mixed, path, Export(tflite_io=io))  # type: ignore[arg-type]
+    pixels = random_pixels(mixed, 4)
+    got = target.open(path).logits(pixels)
+    step = integers.output.quant.scale  # type: ignore[union-attr]
+    assert np.abs(got - MixedExecutor(mixed).logits(pixels)).max() <= 1.01 * step
