@@ -181,6 +181,18 @@ def test_a_chart_marks_what_was_kept_and_draws_nothing_for_no_noise() -> None:
     assert curves.curve_chart([], "x", "y") is None
 
 
+def test_one_epoch_and_no_loss_make_no_empty_pictures() -> None:
+    record = filled_record(epochs=1)
+    assert record.sensitivity is not None
+    layers = tuple(dataclasses.replace(layer, drop=0.0) for layer in record.sensitivity.layers)
+    record.sensitivity = dataclasses.replace(record.sensitivity, layers=layers)
+    page = _page(_with(record))
+    assert "Accuracy in training" in _page(FILLED)
+    assert "Accuracy in training" not in page
+    assert "Top-1 lost" not in page
+    assert "No layer alone costs or wins one of these images." in page
+
+
 def test_seconds_are_worded() -> None:
     shown = {0.0: "0.00 s", 3.2: "3.20 s", 17.34: "17.3 s", 99.99: "1 min 40 s", 412: "6 min 52 s"}
     shown[3725] = "1 h 02 min"

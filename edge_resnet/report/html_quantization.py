@@ -49,7 +49,7 @@ def _curves(training: Training) -> list[Chart]:
     picture = curve_chart(
         [Curve("top-1", points, dots=len(points) <= _MOST_DOTS)], "epoch", "top-1 in training", _percent
     )
-    if picture is not None:
+    if picture is not None and len(points) > 1:
         caption = "Counted on the augmented images that are trained on, which no test's top-1 compares with."
         charts.append(Chart("Accuracy in training", [Kind.MEASURED], picture, caption))
     return charts
@@ -81,7 +81,7 @@ def sensitivity_charts(sensitivity: Sensitivity) -> list[Chart]:
         ),
         (
             "Top-1 lost",
-            column_chart(lost, number, "points of top-1"),
+            column_chart(lost, number, "points of top-1") if any(layer.drop for layer in layers) else None,
             "One layer quantized alone. Below zero, top-1 rose, which is chance.",
         ),
     )

@@ -203,6 +203,8 @@ def _sensitivity_summary(sensitivity: Sensitivity) -> list[str]:
         f"{percent(high)}), all layers in int8 {percent(sensitivity.int8_top1)}. One image is "
         f"{100 / n:.2f} points: differences of a few images are chance."
     ]
+    if not any(layer.drop for layer in sensitivity.layers):
+        said.append("No layer alone costs or wins one of these images.")
     if sensitivity.max_drop is not None:
         allowed = f"{sensitivity.max_drop:g} points may be lost (sensitivity.max_drop)"
         if kept:

@@ -58,7 +58,7 @@ def _quantization(part: QuantizationPage) -> list[str]:
         lines.append(f"Top-1 of the integer reference, measured: {steps}.")
     lines += [f"{training.title}: {training.summary}" for training in part.training]
     if part.sensitivity is not None and any(layer.kept_float for layer in part.sensitivity.layers):
-        lines += [*part.sensitivity.summary[1:], *part.sensitivity.notes]
+        lines += [part.sensitivity.summary[-1], *part.sensitivity.notes]
     return lines
 
 
