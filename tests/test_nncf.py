@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +277,35 @@ def test_without_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingToolError, match=r"pip install 'edge-resnet\[nncf\]'") as raised:
         import_nncf()
     assert raised.value.exit_code == 3
+
+
+def test_without_nncf_the_command_says_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch, edge_resnet: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else found(name))
+    code, out, err = edge_resnet("compress", "demo", "--quantizer", "nncf", "--out", tmp_path / "run")
+    assert (code, out) == (3, "")
+    assert "pip install 'edge-resnet[nncf]'" in err
+    assert not (tmp_path / "run").exists()
+
+
+@needs_nncf
+@pytest.mark.slow
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_the_command_ends_with_equal_ranges(
+    edge_resnet: Callable[..., tuple[int, str, str]], tmp_path: Path, epochs: int
+) -> None:
+    """PTQ and QAT: one set of NNCF's integers in all three formats, run on their runtimes."""
+    targets = ("tflite-int8", "onnx-int8", "coreml-int8")
+    code, out, err = edge_resnet(
+        *("compress", "demo", "--quantizer", "nncf", "--out", tmp_path / "run", "--json"),
+        *(word for target in targets for word in ("--target", target)),
+        *("--set", "benchmark.runs=0", "--set", f"qat.epochs={epochs}"),
+    )
+    assert code == 0, err
+    report = json.loads(out)
+    assert [artifact["target"] for artifact in report["artifacts"]] == list(targets)
+    for artifact in report["artifacts"]:
+        assert artifact["ranges"]["checked"] == artifact["ranges"]["equal"] > 20
+        assert artifact["accuracy"]["top1"] > 0.95

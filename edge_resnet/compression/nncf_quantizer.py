@@ -43,7 +43,14 @@ from edge_resnet.graph.nodes import Conv, FloatWeights, Linear, Node, Sigmoid
 from edge_resnet.graph.streams import parameter_groups
 from edge_resnet.hidden_modules import hidden
 
-__all__ = ["NncfResult", "check_nncf", "import_nncf", "quantize_with_nncf"]
+__all__ = [
+    "NncfModel",
+    "NncfResult",
+    "calibrate_with_nncf",
+    "check_nncf",
+    "import_nncf",
+    "quantize_with_nncf",
+]
 
 _LEAST_VERSION = (3, 4)
 # NNCF gives its compiler a minute, which a busy machine exceeds.
@@ -87,20 +94,26 @@ def check_nncf(floating: Graph) -> None:
     read_scheme(floating, _hooks(module))
 
 
-def quantize_with_nncf(
-    floating: Graph,
-    batches: Iterable[NDArray[np.uint8]],
-    trainer: Callable[[nn.Module], None] | None = None,
-) -> NncfResult:
-    """The graph in integers, with NNCF's ranges from these images, uint8 [N, H, W, C].
+@dataclass(frozen=True, eq=False)
+class NncfModel:
+    """NNCF's module of a graph, calibrated. Train it or not, then ask for its integers.
 
-    `floating` is the lowered float graph whose input holds its bytes' parameters (lower_for_integers).
-    `trainer` trains NNCF's module in place (QAT); the module takes what float_executor.input_values makes of
-    images and answers logits, and NNCF's ranges are among its parameters.
-
-    Raises MissingToolError without NNCF, and InputError that names the node where NNCF's scheme has no
-    counterpart in the graph.
+    `module` takes what float_executor.input_values makes of images and answers logits; NNCF's ranges are
+    among its parameters. `floating` and `images` are what it was made of.
     """
+
+    floating: Graph
+    module: nn.Module
+    images: Sequence[NDArray[np.uint8]]
+
+    def quantized(self) -> NncfResult:
+        """The graph with the module's weights and ranges, as they are now. Raises as quantize_with_nncf."""
+        trained = with_trained_weights(self.floating, self.module)
+        return _carried(trained, read_scheme(self.floating, _hooks(self.module)), self.images)
+
+
+def calibrate_with_nncf(floating: Graph, batches: Iterable[NDArray[np.uint8]]) -> NncfModel:
+    """What quantize_with_nncf does before it trains: ranges from these images, and corrected biases."""
     if floating.input.quant is None:
         raise GraphError(f"graph {floating.name!r}: the input has no quantization parameters")
     images = list(batches)
@@ -109,14 +122,29 @@ def quantize_with_nncf(
             "calibration needs at least one image (calibration.images is 0, or there is no data)"
         )
     module = _quantized_module(floating, images)
+    _release_image(module)
+    return NncfModel(floating, module, images)
+
+
+def quantize_with_nncf(
+    floating: Graph,
+    batches: Iterable[NDArray[np.uint8]],
+    trainer: Callable[[nn.Module], None] | None = None,
+) -> NncfResult:
+    """The graph in integers, with NNCF's ranges from these images, uint8 [N, H, W, C].
+
+    `floating` is the lowered float graph whose input holds its bytes' parameters (lower_for_integers).
+    `trainer` trains the module of NncfModel in place (QAT).
+
+    Raises MissingToolError without NNCF, and InputError that names the node where NNCF's scheme has no
+    counterpart in the graph.
+    """
+    model = calibrate_with_nncf(floating, batches)
     if trainer is not None:
-        _release_image(module)
-        module.train()
-        trainer(module)
-        module.eval()
-    trained = with_trained_weights(floating, module)
-    scheme = read_scheme(floating, _hooks(module))
-    return _carried(trained, scheme, images)
+        model.module.train()
+        trainer(model.module)
+        model.module.eval()
+    return model.quantized()
 
 
 def _carried(floating: Graph, scheme: NncfScheme, images: Sequence[NDArray[np.uint8]]) -> NncfResult:
