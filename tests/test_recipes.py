@@ -79,6 +79,7 @@ def test_an_error_says_the_line_the_key_and_what_to_do(tmp_path: Path, content: 
         ("portable_x86: true\nquantizer: nncf\n", "1: portable_x86: NNCF"),
         ("quantizer: nncf\nqat:\n  epochs: 1\n  scales: learned\n", "4: qat.scales: NNCF"),
         ("quantizer: nncf\nqat:\n  epochs: 1\n  batch_norm: trained\n", "4: qat.batch_norm: NNCF"),
+        ("quantizer: nncf\ncalibration:\n  estimator: mse\n", "3: calibration.estimator: NNCF"),
         ("qat:\n  distill:\n    weight: 0.5\n", "3: qat.distill.weight: distillation needs training"),
         ("sensitivity:\n  max_drop: 0.5\n", "2: sensitivity.max_drop: needs images"),
         ("calibration:\n  percentile: 99.9\n", "2: calibration.percentile: belongs to"),

@@ -85,6 +85,12 @@ def test_the_page_says_how_the_integers_came_about() -> None:
     assert "The other 7 layers" in page
 
 
+def test_nncf_is_not_said_to_use_our_estimator() -> None:
+    page = _page(_with(dataclasses.replace(filled_record(), quantizer="nncf")))
+    assert "chosen by NNCF" in page
+    assert "least squared error" not in page
+
+
 def test_the_views_agree() -> None:
     markdown, terminal = to_markdown(FILLED), " ".join(_terminal(FILLED).split())
     _tables_are_whole(markdown)

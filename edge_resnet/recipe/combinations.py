@@ -36,6 +36,12 @@ def _nncf(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if wanted:
             off = "0" if key.endswith("steps") else "false"
             yield key, f"NNCF does not do this; set it to {off}, or quantizer to edge-resnet"
+    usual = type(recipe.calibration).model_fields["estimator"].default
+    if recipe.calibration.estimator != usual:
+        yield (
+            "calibration.estimator",
+            f"NNCF chooses ranges in its own way; leave this at {usual}, or set quantizer to edge-resnet",
+        )
     if qat.scales != "fixed":
         yield "qat.scales", "NNCF trains in its own way; leave this at fixed, or set quantizer to edge-resnet"
     if qat.batch_norm != "folded":

@@ -111,6 +111,8 @@ def present_quantization(quantization: Quantization, reasons: Reasons) -> Quanti
 
 def _facts(quantization: Quantization) -> list[tuple[str, str]]:
     quantizer, estimator = quantization.quantizer, quantization.estimator
+    # NNCF has estimators of its own; the recipe's is not asked then.
+    ranges = "chosen by NNCF" if quantizer == "nncf" else _ESTIMATORS.get(estimator, estimator)
     weights = "8 bits, symmetric, one scale for each output channel"
     if quantization.portable_x86:
         weights = (
@@ -119,7 +121,7 @@ def _facts(quantization: Quantization) -> list[tuple[str, str]]:
         )
     return [
         ("Quantized by", _QUANTIZERS.get(quantizer, quantizer)),
-        ("Ranges of activations", _ESTIMATORS.get(estimator, estimator)),
+        ("Ranges of activations", ranges),
         ("Weights", weights),
     ]
 
