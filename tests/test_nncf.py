@@ -16,7 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from edge_resnet.compression.graph_module import float_module, module_key
-from edge_resnet.compression.nncf_quantizer import check_nncf, import_nncf, quantize_with_nncf
+from edge_resnet.compression.nncf_quantizer import (
+    calibrate_with_nncf,
+    check_nncf,
+    import_nncf,
+    quantize_with_nncf,
+)
 from edge_resnet.compression.nncf_scheme import read_scheme
 from edge_resnet.compression.nncf_task import NncfTask
 from edge_resnet.errors import InputError, MissingToolError
@@ -167,6 +172,23 @@ def test_the_same_images_give_the_same_integers() -> None:
         if isinstance(a, Conv | Linear):
             assert np.array_equal(a.weights.weight, b.weights.weight)  # type: ignore[attr-defined]
             assert np.array_equal(a.weights.bias, b.weights.bias)  # type: ignore[attr-defined]
+
+
+@needs_nncf
+def test_a_checkpoint_brings_back_what_was_trained() -> None:
+    """The training loop keeps the module's state dict, and resumes with a module calibrated anew."""
+    graph = _lowered(54)
+    pixels = random_pixels(graph, 10, 1)
+    first, second = (calibrate_with_nncf(graph, [pixels]) for _ in range(2))
+    first.module.train()
+    _Trainer(graph, pixels, steps=5)(first.module)
+    second.module.load_state_dict(first.module.state_dict())
+    images = input_values(graph.input, pixels)
+    with torch.no_grad():
+        assert torch.equal(first.module.eval()(images), second.module.eval()(images))
+    a, b = first.quantized().graph, second.quantized().graph
+    assert [node.quant for node in a.nodes] == [node.quant for node in b.nodes]
+    assert np.array_equal(_answers(a, pixels), _answers(b, pixels))
 
 
 @needs_nncf

@@ -59,9 +59,14 @@ _COMPILE_SECONDS = "600"
 
 @dataclass(frozen=True)
 class NncfResult:
-    """The quantized graph, and what the user should know of how it came about."""
+    """The quantized graph, and what the user should know of how it came about.
+
+    `floating` is the same graph in float, with the biases that NNCF corrected and the weights that were
+    trained.
+    """
 
     graph: Graph
+    floating: Graph
     notes: tuple[str, ...]
 
 
@@ -173,7 +178,7 @@ def _carried(floating: Graph, scheme: NncfScheme, images: Sequence[NDArray[np.ui
         for node in floating.nodes
         if isinstance(node, Conv | Linear) and node.name not in scheme.weights
     ]
-    return NncfResult(floating.with_nodes(nodes), _notes(ours, floats))
+    return NncfResult(floating.with_nodes(nodes), floating, _notes(ours, floats))
 
 
 def _is_prescribed(graph: Graph, group: Sequence[str]) -> bool:
