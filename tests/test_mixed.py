@@ -137,6 +137,19 @@ def test_a_mixed_graph_is_stored_and_shown(tmp_path: Path) -> None:
     assert len(marked) < len(mixed.nodes) - 1
 
 
+def test_inspect_shows_the_float_layers_of_an_artifact(
+    edge_resnet: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    mixed, target = mixed_example(), TARGETS["tflite-int8"]
+    path = target.path(tmp_path, "mixed")
+    target.write(mixed, path, Export())
+    code, out, _ = edge_resnet("inspect", path)
+    assert code == 0
+    layers = [name for name in float_layers(mixed) if isinstance(mixed.by_name[name], g.Conv | g.Linear)]
+    shown = [line.split("/weight")[0].strip() for line in out.splitlines() if "kept in float" in line]
+    assert shown == layers
+
+
 def test_integer_weights_between_floats_have_no_meaning() -> None:
     _, integers = pair(3)
     last = replace(integers.output, quant=None)

@@ -31,7 +31,8 @@ def run(
         raise InputError(f"{path}: there is no such artifact")
     artifact = _artifact(path) if path.suffix == ".mlpackage" or is_own_artifact(path) else None
     model = None
-    if path.suffix != ".mlpackage":
+    # Packages are not read as models, nor are files with layers in float: their run's folder has the graph.
+    if path.suffix != ".mlpackage" and not (artifact and artifact["float_weights"]):
         model = (
             _run_document(path)
             if path.is_dir() and (path / "report.json").exists()
@@ -129,6 +130,7 @@ def _graph_document(graph: Graph) -> dict[str, Any]:
                 "shape": list(graph.shapes[node.name]),
                 "details": node_details(node),
                 "macs": graph.node_macs(node),
+                "in_integers": graph.computes_in_integers(node),
                 "scale": node.quant.scale if node.quant else None,
                 "zero_point": node.quant.zero_point if node.quant else None,
             }
@@ -149,6 +151,7 @@ def _artifact(path: Path) -> dict[str, Any]:
         "sha256": sha256_of(path),
         "tensors": [],
         "weights": [],
+        "float_weights": [],
     }
     if not target.quantized:
         return document
@@ -167,6 +170,10 @@ def _artifact(path: Path) -> dict[str, Any]:
         }
         for name, stored in contents.weights.items()
     ]
+    document["float_weights"] = [
+        {"name": name, "shape": list(stored.weight.shape), "type": str(stored.weight.dtype)}
+        for name, stored in contents.floats.items()
+    ]
     return document
 
 
@@ -184,4 +191,7 @@ def _artifact_text(document: dict[str, Any]) -> str:
             f"  {weight['name']}/weight: {shape} int8, scales {weight['scale_min']:.3g} to "
             f"{weight['scale_max']:.3g}, largest |w| {weight['largest']}"
         )
+    for weight in document["float_weights"]:
+        shape = "x".join(map(str, weight["shape"]))
+        lines.append(f"  {weight['name']}/weight: {shape} {weight['type']}, kept in float")
     return "\n".join(lines)
