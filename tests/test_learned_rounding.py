@@ -225,3 +225,7 @@ def test_wrong_inputs() -> None:
         learn_rounding(integers_of(floating, pixels), floating, pixels[:0], FEW, 0)
     with pytest.raises(GraphError, match="is not quantized"):
         learn_rounding(floating, floating, pixels, FEW, 0)
+    with pytest.raises(GraphError, match="different nodes"):
+        learn_rounding(integers_of(floating, pixels), lowered(54), pixels, FEW, 0)
+    with pytest.raises(GraphError, match="holds integers"):
+        learn_rounding(integers_of(floating, pixels), integers_of(floating, pixels), pixels, FEW, 0)

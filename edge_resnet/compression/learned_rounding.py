@@ -74,6 +74,8 @@ def learn_rounding(
         raise InputError("learned rounding needs at least one calibration image (calibration.images)")
     if not quantized.is_quantized:
         raise GraphError(f"graph {quantized.name!r} is not quantized: there are no integers to round to")
+    if [(node.name, type(node)) for node in floating.nodes] != [(n.name, type(n)) for n in quantized.nodes]:
+        raise GraphError(f"graph {quantized.name!r}: the float and the quantized graph have different nodes")
     blocks = find_blocks(quantized)
     streams = BlockStreams(quantized, floating, pixels[: affordable_images(quantized, blocks)])
     generator = torch.Generator().manual_seed(seed)
@@ -137,7 +139,7 @@ class _SoftBlock(nn.Module):
         self._functions: list[Callable[..., Tensor]] = []
         for node in block.nodes:
             if isinstance(node, Conv | Linear):
-                layer = _SoftLayer(node, floating.by_name.get(node.name), quantized, limit)
+                layer = _SoftLayer(node, floating.by_name[node.name], quantized, limit)
                 self._layers.append(layer)
                 self._functions.append(layer)
             else:
@@ -167,11 +169,11 @@ class _SoftBlock(nn.Module):
 class _SoftLayer(nn.Module):
     """A convolution or fully connected layer between centred integers, with `choice` between two weights."""
 
-    def __init__(self, node: Conv | Linear, floating: Node | None, quantized: Graph, limit: int) -> None:
+    def __init__(self, node: Conv | Linear, floating: Node, quantized: Graph, limit: int) -> None:
         super().__init__()
         weights = node.weights
-        if not isinstance(floating, type(node)) or not isinstance(floating.weights, FloatWeights):
-            raise GraphError(f"node {node.name!r} is not the same in the float and the quantized graph")
+        assert isinstance(floating, Conv | Linear)
+        assert isinstance(floating.weights, FloatWeights)
         source = quantized.by_name[node.inputs[0]].quant
         assert isinstance(weights, IntWeights)
         assert source is not None

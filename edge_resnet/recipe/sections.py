@@ -113,13 +113,14 @@ class Rounding(_Section):
     """Learned rounding of weights, block by block, on the calibration images. `steps: 0`: to nearest.
 
     Block reconstruction (Li et al., BRECQ, 2021, 2102.05426) with the rectified sigmoid of AdaRound (Nagel et
-    al., 2020, 2004.10568). `steps` for each block, of `batch` images.
+    al., 2020, 2004.10568). `steps` for each block, of `batch` images. `regularization` is how strongly
+    weights are pushed to integers; 1: as strongly as the error of rounding to nearest counts.
     """
 
     steps: int = Field(default=0, ge=0)
     batch: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0, allow_inf_nan=False)
-    regularization: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    regularization: float = Field(default=0.1, ge=0, allow_inf_nan=False)
 
 
 class Repair(_Section):
