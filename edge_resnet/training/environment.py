@@ -1,4 +1,4 @@
-"""What Fabric asks about the processes that launch.py forks. Imported only when some are."""
+"""What Fabric asks about the processes that launch.py forks. Imported where training starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["ForkedEnvironment"]
 
 
 class ForkedEnvironment(ClusterEnvironment):
-    """Process `rank` of `world`, all on this machine."""
+    """Process `rank` of `world`, all on this machine. Of one process nothing is asked but that."""
 
     def __init__(self, rank: int, world: int, port: int) -> None:
         self._rank, self._world, self._port = rank, world, port

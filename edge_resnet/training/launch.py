@@ -68,7 +68,10 @@ def launch(work: Callable[[Ranks], T], devices: int, device: str, low: bool) -> 
         # The group stays for the next training: a second rendezvous would meet the first one's addresses.
         return work(_join(TorchElasticEnvironment(), device, low))
     if devices == 1:
-        return work(_join(None, device, low))
+        from edge_resnet.training.environment import ForkedEnvironment
+
+        # Given, so that Fabric does not look for a scheduler's.
+        return work(_join(ForkedEnvironment(0, 1, 0), device, low))
     if device == "cuda" or sys.platform != "linux":
         raise InputError(
             f"--devices {devices}: processes are forked for CPUs on Linux only; start them yourself: "
@@ -77,26 +80,22 @@ def launch(work: Callable[[Ranks], T], devices: int, device: str, low: bool) -> 
     return _with_children(work, devices, low)
 
 
-def _join(environment: ClusterEnvironment | None, device: str, low: bool) -> Ranks:
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+def _join(environment: ClusterEnvironment, device: str, low: bool) -> Ranks:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
     from lightning_fabric.strategies.strategy import Strategy
 
-    here, nodes = 1, 1
-    strategy: str | Strategy = "auto"
-    if environment is not None:
-        world = environment.world_size()
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", world)) if under_torchrun() else world
-        nodes, strategy = world // here, DDPStrategy()
+    world = environment.world_size()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world)) if under_torchrun() else world
+    strategy: str | Strategy = DDPStrategy() if world > 1 else "auto"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # importing it has set another
     fabric = Fabric(
         accelerator=device,
         devices=here,
-        num_nodes=nodes,
+        num_nodes=world // here,
         strategy=strategy,
         precision="bf16-mixed" if low else "32-true",
-        plugins=None if environment is None else [environment],
+        plugins=[environment],
     )
     fabric.launch()
     return Ranks(fabric)
