@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["RunResult", "compress"]
 
 _PROBE_IMAGES = 32
+_WORK = ".work-"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def compress(
     open_teacher(run, teacher, teacher_weights)
     existed = run.out.exists()
     check_writable(run.out)
-    work = Path(tempfile.mkdtemp(prefix=".work-", dir=run.out))
+    work = Path(tempfile.mkdtemp(prefix=_WORK, dir=run.out))
     try:
         return _run(run, work, command)
     finally:
@@ -206,3 +207,5 @@ def _move_into_place(work: Path, out: Path) -> None:
             replace_directory(entry, final)
         else:
             entry.replace(final)
+    for leftover in out.glob(f"{_WORK}*"):  # of runs that were killed
+        shutil.rmtree(leftover, ignore_errors=True)

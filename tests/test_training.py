@@ -382,6 +382,7 @@ def test_kill_9_and_the_same_command_again(tmp_path: Path) -> None:
     assert not (out / "report.json").exists()
     subprocess.run(single(out), check=True, capture_output=True)
     assert trained(out) == trained(tmp_path / "whole")
+    assert not list(out.glob(".*"))  # what the killed run left is gone
     stages = {s["name"]: s["resumed"] for s in json.loads((out / "report.json").read_text())["stages"]}
     assert stages["train"] is True
     assert stages["import"] is False
