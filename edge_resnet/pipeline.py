@@ -84,6 +84,10 @@ def compress(
         raise InputError("--io int8 needs an int8 target: a float .tflite has no int8 ends")
     if any(target.suffix == ".mlpackage" for target in chosen):
         import_coremltools()  # not installed: say so before any work
+    if parsed.quantizer == "nncf":
+        from edge_resnet.compression.nncf_quantizer import import_nncf
+
+        import_nncf()
     run = open_run(model, weights, data, output, requantize, parsed, chosen, out, progress, devices)
     open_teacher(run, teacher, teacher_weights)
     existed = run.out.exists()

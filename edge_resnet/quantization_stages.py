@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from torch import nn
-
-from edge_resnet.compression.calibrate import calibrate
+from edge_resnet.compression.bias_correction import correct_biases
+from edge_resnet.compression.equalize import equalize
+from edge_resnet.compression.estimators import estimate
+from edge_resnet.compression.learned_rounding import learn_rounding, rounding_steps
 from edge_resnet.compression.quantize import PORTABLE_LIMIT, quantize
+from edge_resnet.compression.statistics import collect
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers
+from edge_resnet.recipe import Qat
 from edge_resnet.run import Run
 from edge_resnet.run_images import CalibrationImages, validation_images
 from edge_resnet.step_meter import StepMeter
-from edge_resnet.training_stages import check_training, train_integers, train_module
+from edge_resnet.training_stages import check_training, teacher_of, train_integers, train_module
 
 __all__ = ["quantize_source"]
 
@@ -31,15 +34,13 @@ def quantize_source(run: Run) -> None:
     floating = lower_for_integers(run.floating)
     images, meter = CalibrationImages(run), StepMeter(run, run.floating)
     if recipe.quantizer == "nncf":
-        quantized = _quantize_with_nncf(run, floating, images)
+        floating, quantized = _quantize_with_nncf(run, floating, images, meter)
     else:
         floating, quantized = _quantize(run, floating, images, meter)
         if recipe.qat.epochs:
             started = time.perf_counter()
             floating, quantized = train_integers(run, floating, quantized, images, _limit(run))
-            qat = recipe.qat
-            detail = f"{qat.epochs} epochs, {qat.scales} scales, batch norm {qat.batch_norm}"
-            meter.add("qat", time.perf_counter() - started, quantized, detail)
+            meter.add("qat", time.perf_counter() - started, quantized, _qat_words(recipe.qat))
     run.quantized = quantized
     if recipe.sensitivity.images:
         _sensitivity(run, floating, quantized)
@@ -49,32 +50,74 @@ def _limit(run: Run) -> int:
     return PORTABLE_LIMIT if run.recipe.portable_x86 else 127
 
 
+def _qat_words(qat: Qat) -> str:
+    epochs = "1 epoch" if qat.epochs == 1 else f"{qat.epochs} epochs"
+    taught = f", distilled at temperature {qat.distill.temperature:g}" if qat.distill.weight else ""
+    return f"{epochs}, {qat.scales} scales, batch norm {qat.batch_norm}{taught}"
+
+
 def _quantize(run: Run, floating: Graph, images: CalibrationImages, meter: StepMeter) -> tuple[Graph, Graph]:
     """Post-training quantization with the recipe's repairs: the float graph and its integers."""
-    settings = run.recipe.calibration
-    started = time.perf_counter()
-    with run.stage("quantize", len(images)) as advance:
-        ranges = calibrate(floating, images(advance))
-        quantized = quantize(floating, ranges, _limit(run))
-    meter.add("ptq", time.perf_counter() - started, quantized, settings.estimator)
+    repair = run.recipe.repair
+    if not repair.equalize or meter.on:  # without equalization, to see what that gains
+        quantized = _calibrated(run, floating, images, meter, "ptq")
+    if repair.equalize:
+        floating = equalize(floating)
+        quantized = _calibrated(run, floating, images, meter, "equalize")
+    if repair.rounding.steps:
+        started = time.perf_counter()
+        with run.stage("learn rounding", rounding_steps(quantized, repair.rounding)) as advance:
+            quantized = learn_rounding(
+                quantized, floating, images.at_once(), repair.rounding, run.recipe.seed, _limit(run), advance
+            )
+        detail = f"{repair.rounding.steps} steps a block"
+        meter.add("learned rounding", time.perf_counter() - started, quantized, detail)
+    if repair.correct_biases:
+        started = time.perf_counter()
+        with run.stage("correct biases", len(quantized.nodes) - 1) as advance:
+            quantized = correct_biases(quantized, floating, images, advance)
+        meter.add("bias correction", time.perf_counter() - started, quantized)
     return floating, quantized
 
 
-def _quantize_with_nncf(run: Run, floating: Graph, images: CalibrationImages) -> Graph:
-    """NNCF's integers: its post-training quantization, and its training if the recipe has epochs."""
-    from edge_resnet.compression.nncf_quantizer import quantize_with_nncf
+def _calibrated(run: Run, floating: Graph, images: CalibrationImages, meter: StepMeter, name: str) -> Graph:
+    """The integers at the ranges that the calibration images show."""
+    settings = run.recipe.calibration
+    started = time.perf_counter()
+    with run.stage("quantize" if name == "ptq" else name, len(images)) as advance:
+        statistics = collect(floating, images(advance))
+        ranges = estimate(statistics, floating, settings.estimator, settings.percentile)
+        quantized = quantize(floating, ranges, _limit(run))
+    for warning in statistics.warnings:
+        if warning not in run.notes:
+            run.note(warning)
+    meter.add(name, time.perf_counter() - started, quantized, settings.estimator)
+    return quantized
+
+
+def _quantize_with_nncf(
+    run: Run, floating: Graph, images: CalibrationImages, meter: StepMeter
+) -> tuple[Graph, Graph]:
+    """NNCF's integers, after its post-training quantization and its training, and their float graph."""
+    from edge_resnet.compression.nncf_quantizer import calibrate_with_nncf, check_nncf
     from edge_resnet.compression.nncf_task import NncfTask
 
-    qat = run.recipe.qat
-
-    def trainer(module: nn.Module) -> None:
-        train_module(run, NncfTask(module, floating.input, qat), qat)
-
+    check_nncf(floating)  # whether its scheme can be carried, before it takes its time
+    qat, started = run.recipe.qat, time.perf_counter()
     with run.stage("quantize (NNCF)", len(images)) as advance:
-        result = quantize_with_nncf(floating, images(advance), trainer if qat.epochs else None)
+        model = calibrate_with_nncf(floating, images(advance))
+        result = model.quantized()
+    meter.add("ptq", time.perf_counter() - started, result.graph, "NNCF")
+    if qat.epochs:
+        started = time.perf_counter()
+        teacher = teacher_of(run)
+        task = NncfTask(model.module, floating.input, qat, teacher)
+        train_module(run, task, qat, None if teacher is None else teacher.name)
+        result = model.quantized()
+        meter.add("qat", time.perf_counter() - started, result.graph, f"NNCF, {_qat_words(qat)}")
     for note in result.notes:
         run.note(note)
-    return result.graph
+    return result.floating, result.graph
 
 
 def _sensitivity(run: Run, floating: Graph, quantized: Graph) -> None:

@@ -34,16 +34,20 @@ class StepMeter:
             recipe.repair.rounding.steps,
             recipe.qat.epochs,
         )
-        self._count = 0
+        self._count = 0  # of images, where there is more than one step
         if any(steps):
             self._count = min(recipe.evaluate.step_images, int(_MOST_MACS / max(1, floating.macs)))
         self._floating = floating
         self._images: tuple[Pixels, NDArray[np.int64], NDArray[np.float32]] | None = None
 
+    @property
+    def on(self) -> bool:
+        return self._count > 0
+
     def add(self, name: str, seconds: float, quantized: Graph, detail: str = "") -> None:
         """A step's record, measured."""
         record = StepRecord(name, seconds, detail=detail)
-        if self._count:
+        if self.on:
             with self._run.stage(f"measure {name}"):
                 pixels, labels, real = self._seen()
                 logits = MixedExecutor(quantized).logits(pixels)

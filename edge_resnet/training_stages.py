@@ -19,9 +19,10 @@ from edge_resnet.run import Run
 from edge_resnet.source_stages import check_classes
 
 if TYPE_CHECKING:
+    from edge_resnet.compression.distillation import Teacher
     from edge_resnet.training import Task
 
-__all__ = ["check_training", "train_integers", "train_module", "train_source"]
+__all__ = ["check_training", "teacher_of", "train_integers", "train_module", "train_source"]
 
 _BATCH_NORM_BATCHES = 8
 
@@ -65,8 +66,8 @@ def check_training(run: Run) -> None:
             f"{run.model.source}: the model came quantized, and its integers are kept; --requantize chooses "
             "them anew, and trains them"
         )
+    assert run.floating is not None
     if run.teacher is not None:
-        assert run.floating is not None
         check_teacher(run.teacher, run.floating)
 
 
@@ -78,7 +79,6 @@ def train_integers(
     weight_limit: int,
 ) -> tuple[Graph, Graph]:
     """The trained float graph and its integers. `calibration`: the calibration images, in batches."""
-    from edge_resnet.compression.distillation import Teacher
     from edge_resnet.compression.qat import QatTask, trained_graph
     from edge_resnet.compression.qat_module import QatModule
 
@@ -87,13 +87,21 @@ def train_integers(
     if settings.batch_norm == "trained":
         images = [module.inputs(b) for b, _ in zip(calibration(), range(_BATCH_NORM_BATCHES), strict=False)]
         module.calibrate_batch_norm(images)
-    teacher = None
-    if settings.distill.weight:
-        graph = run.teacher or run.floating
-        assert graph is not None
-        teacher = Teacher(graph, settings.precision)
+    teacher = teacher_of(run)
     train_module(run, QatTask(module, settings, teacher), settings, None if teacher is None else teacher.name)
     return module.floating(), trained_graph(module, calibration)
+
+
+def teacher_of(run: Run) -> Teacher | None:
+    """Whom QAT learns from as well: the model that `--teacher` names, else the float model itself."""
+    from edge_resnet.compression.distillation import Teacher
+
+    settings = run.recipe.qat
+    if not settings.distill.weight:
+        return None
+    graph = run.teacher or run.floating
+    assert graph is not None
+    return Teacher(graph, settings.precision)
 
 
 def train_module(run: Run, task: Task, settings: Optimization, teacher: str | None = None) -> None:

@@ -75,7 +75,7 @@ class QatLayer(nn.Module):
     def unrounded(self, x: Tensor, s_x: float | Tensor, s_y: float | Tensor) -> Tensor:
         """The output in steps of s_y before it is rounded; scales may have gradients."""
         weight, bias = self.folded()
-        scale = self._weight_scale(weight, bias, float(s_x))
+        scale = self._weight_scale(weight, bias, float(torch.as_tensor(s_x).detach()))
         integers = _rounded((weight / per_channel(scale, weight)).clamp(-self.limit, self.limit))
         sums = self.geometry.sums(self.geometry.bordered(x), stored_like(integers, x))
         unit = s_x * scale

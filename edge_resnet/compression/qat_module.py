@@ -180,7 +180,7 @@ class QatModule(nn.Module):
         """Scales and zero points that meet all runtimes' demands, from the ranges as they are now."""
         if self.settings.scales == "learned":
             for name, group in self._group_of.items():
-                self.scale[self._index[name]] *= float(self.log_scale[group].exp())
+                self.scale[self._index[name]] *= float(self.log_scale[group].detach().exp())
             self.log_scale.data.zero_()
             self.low.copy_((-128 - self.zero_point) * self.scale)
             self.high.copy_((127 - self.zero_point) * self.scale)
