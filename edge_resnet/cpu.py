@@ -92,7 +92,8 @@ def read_cpu(cpuinfo: Path, architecture: str) -> Cpu:
 def onnx_runtime_saturates(cpu: Cpu) -> bool:
     """Whether ONNX Runtime's uint8 x int8 kernels add in saturating 16 bits here.
 
-    They do on x86 with AVX2 or AVX-512 but without VNNI; with SSE only, and on ARM, they are exact.
+    They do on x86 with AVX2 or AVX-512 but without VNNI; with SSE only, and on ARM, they are exact. Whether
+    a graph's weights are large enough for it, `verify.exactness.can_saturate` says.
     """
     wide = cpu.flags & {"avx2", "avx512f"}
     return cpu.architecture.lower() in _X86 and bool(wide) and not cpu.flags & {"avx512_vnni", "avx_vnni"}
@@ -102,8 +103,8 @@ def saturation_warning(cpu: Cpu) -> str:
     """One line for people whose .onnx file meets such a CPU."""
     return (
         f"this CPU ({cpu.name}) has AVX2 without VNNI: ONNX Runtime's int8 sums saturate in 16 bits here. "
-        "The file is right, and LiteRT is not affected; the session setting "
-        "session.x64quantprecision=1 avoids it, at some speed."
+        "The file is right, and LiteRT is not affected. `portable_x86: true` in the recipe makes weights "
+        "that cannot saturate; the session setting session.x64quantprecision=1 avoids it, at some speed."
     )
 
 

@@ -195,4 +195,5 @@ def test_the_warning_is_one_line_that_names_the_cure() -> None:
     text = saturation_warning(Cpu("Haswell", "x86_64", 2, frozenset({"avx2"})))
     assert "\n" not in text
     assert "Haswell" in text
+    assert "portable_x86: true" in text
     assert "session.x64quantprecision=1" in text

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_resnet.compression.calibrate import calibrate
+from edge_resnet.compression.quantize import PORTABLE_LIMIT, quantize
 from edge_resnet.cpu import Cpu, onnx_runtime_saturates, read_cpu, this_cpu
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Conv, IntWeights
+from edge_resnet.graph.passes import lower_for_integers, simplify
 from edge_resnet.recipe import Export
 from edge_resnet.targets import TARGETS
 from edge_resnet.verify import prove as proving
@@ -18,6 +21,11 @@ from edge_resnet.verify.locate import first_difference
 from edge_resnet.verify.parity import ParityTally
 from edge_resnet.verify.prove import Proofs, prove
 from tests.random_graphs import random_pixels
+
+
+def _quantized(graph: Graph, limit: int) -> Graph:
+    ready = lower_for_integers(simplify(graph))
+    return quantize(ready, calibrate(ready, [random_pixels(ready, 8, 0)]), limit)
 
 
 def _with_other_bias(graph: Graph, name: str) -> Graph:
@@ -69,10 +77,15 @@ def test_the_node_where_runtimes_part_is_named(
     assert first_difference(small_quantized, replace(TARGETS[target], write=wrong), pixels) == name
 
 
-def test_saturation_is_a_warning_with_the_measured_loss(
-    tmp_path: Path, small_quantized: Graph, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limit", [127, PORTABLE_LIMIT])
+def test_saturation_is_a_warning_unless_the_weights_are_portable(
+    tmp_path: Path, small_graph: Graph, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    """As on an x86 CPU without VNNI: the file is right, the runtime answers something else."""
+    """As on an x86 CPU without VNNI: the file is right, the runtime answers something else.
+
+    Weights of 7 bits cannot saturate: there, what differs is a defect.
+    """
+    quantized = _quantized(small_graph, limit)
     haswell = Cpu("Haswell", "x86_64", 2, frozenset({"avx2"}))
     monkeypatch.setattr(proving, "this_cpu", lambda: haswell)
     target = TARGETS["onnx-int8"]
@@ -85,12 +98,17 @@ def test_saturation_is_a_warning_with_the_measured_loss(
 
     target = replace(target, open=lambda path: Saturating())
     path = tmp_path / "x.onnx"
-    target.write(small_quantized, path, Export())
-    pixels = random_pixels(small_quantized, 6)
-    proofs = prove({target: path}, small_quantized, None, "none", [(pixels, np.zeros(6, np.int64))], 6, 6)
+    target.write(quantized, path, Export())
+    pixels = random_pixels(quantized, 6)
+    proofs = prove({target: path}, quantized, None, "none", [(pixels, np.zeros(6, np.int64))], 6, 6)
     proof = proofs.artifacts[0]
+    if limit == PORTABLE_LIMIT:
+        assert "logits differ from the reference executor's on 6 of 6 images" in proof.failures[0]
+        assert proof.warnings == []
+        return
     assert proof.failures == []
     assert "AVX2 without VNNI" in proof.warnings[0]
+    assert "portable_x86: true" in proof.warnings[0]
     assert "Measured: top-1 differs on" in proof.warnings[0]
 
 

@@ -10,10 +10,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from edge_resnet.compression.quantize import PORTABLE_LIMIT
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.nodes import Add, Mul, Node, Normalize, QuantParams, Sigmoid
+from edge_resnet.graph.nodes import (
+    Add,
+    Conv,
+    IntWeights,
+    Linear,
+    Mul,
+    Node,
+    Normalize,
+    QuantParams,
+    Sigmoid,
+)
 
-__all__ = ["first_inexact"]
+__all__ = ["can_saturate", "first_inexact"]
 
 
 def first_inexact(graph: Graph) -> str | None:
@@ -26,6 +37,16 @@ def first_inexact(graph: Graph) -> str | None:
         if reason:
             return f"node {node.name!r}: {reason}, as the source has it"
     return None
+
+
+def can_saturate(graph: Graph) -> bool:
+    """Whether any integer weight is so large that two of its products may exceed 16 bits (see cpu.py)."""
+    return any(
+        isinstance(node, Conv | Linear)
+        and isinstance(node.weights, IntWeights)
+        and bool((np.abs(node.weights.weight.astype(np.int16)) > PORTABLE_LIMIT).any())
+        for node in graph.nodes
+    )
 
 
 def _reason(node: Node, graph: Graph) -> str:

@@ -18,7 +18,7 @@ from edge_resnet.runners.base import Runner
 from edge_resnet.targets import Target
 from edge_resnet.verify.contents import StoredFloats
 from edge_resnet.verify.evaluate import Labels, Outcome, Pixels, Subject, evaluate
-from edge_resnet.verify.exactness import first_inexact
+from edge_resnet.verify.exactness import can_saturate, first_inexact
 from edge_resnet.verify.float_weights import (
     compare_floats,
     flushed_weights,
@@ -197,7 +197,7 @@ def _judge(proof: Proof, quantized: Graph) -> None:
     if proof.exact:
         if parity.identical_images < parity.n:
             _judge_difference(proof, parity, quantized)
-        elif not onnx_runtime_saturates(this_cpu()):  # there, the reference's images have told it already
+        elif not _saturates(quantized):  # there, the reference's images have told it already
             for tally in proof.outcome.cross.values():
                 if tally.identical_images < tally.n:
                     differing = tally.n - tally.identical_images
@@ -227,14 +227,18 @@ def _judge_difference(proof: Proof, parity: ParityTally, quantized: Graph) -> No
         f"{proof.path.name}: logits differ from the {parity.against}'s on {differing} of {parity.n} images "
         f"(at most {parity.max_lsb} LSB)"
     )
-    cpu = this_cpu()
-    if proof.target.suffix == ".onnx" and onnx_runtime_saturates(cpu):
-        loss = 1 - parity.top1_agreement
-        proof.warnings.append(f"{text}: {saturation_warning(cpu)} Measured: top-1 differs on {loss:.2%}.")
+    if proof.target.suffix == ".onnx" and _saturates(quantized):
+        loss, words = 1 - parity.top1_agreement, saturation_warning(this_cpu())
+        proof.warnings.append(f"{text}: {words} Measured: top-1 differs on {loss:.2%}.")
         return
     node = first_difference(quantized, proof.target, _locating_pixels(quantized))
     where = f"; they part at node {node!r}" if node else "; no single node parts on random images"
     proof.failures.append(text + where)
+
+
+def _saturates(graph: Graph) -> bool:
+    """Whether ONNX Runtime may be wrong about this graph on this CPU: never with portable weights."""
+    return onnx_runtime_saturates(this_cpu()) and can_saturate(graph)
 
 
 def _locating_pixels(graph: Graph) -> Pixels:
