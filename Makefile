@@ -14,7 +14,7 @@ test: $(VENV)/.test lint
 	$(BIN)/pytest -m "not slow"
 
 test-all: $(VENV)/.test-all lint
-	-./tests/install_browser.sh
+	-./tests/install_tools.sh
 	$(BIN)/pytest
 
 lint: $(VENV)/.test

@@ -1,0 +1,126 @@
+"""Portable weights: small enough after every step, and what they are for, on an emulated CPU without VNNI."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.haswell import INSTALL, emulator, haswell_logits
+from edge_resnet.compression.calibrate import calibrate
+from edge_resnet.compression.learned_rounding import learn_rounding
+from edge_resnet.compression.qat_module import QatModule
+from edge_resnet.compression.quantize import PORTABLE_LIMIT, quantize
+from edge_resnet.export.onnx import onnx_bytes
+from edge_resnet.graph import nodes as g
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.passes import lower_for_integers, simplify
+from edge_resnet.graph.reference import ReferenceExecutor, dequantize
+from edge_resnet.recipe import Qat, Rounding
+from edge_resnet.verify.exactness import can_saturate
+from tests.random_graphs import random_graph, random_pixels
+
+
+def largest_weight(graph: Graph) -> int:
+    layers = [node.weights for node in graph.nodes if isinstance(node, g.Conv | g.Linear)]
+    assert all(isinstance(weights, g.IntWeights) for weights in layers)
+    return max(int(np.abs(weights.weight.astype(int)).max()) for weights in layers)
+
+
+def trained(floating: Graph, integers: Graph, pixels: np.ndarray, qat: Qat, limit: int) -> Graph:
+    """Three steps so long that weights leave the range that they began with."""
+    torch.manual_seed(0)
+    module = QatModule(floating, integers, qat, weight_limit=limit).train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    for step in range(3):
+        module.before_step(step, 3)
+        loss = module(module.inputs(pixels)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+    return module.eval().finish()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    limit=st.sampled_from([PORTABLE_LIMIT, 127]),
+    scales=st.sampled_from(["fixed", "learned", "moving-average"]),
+)
+@settings(max_examples=12)
+def test_weights_stay_within_the_limit(seed: int, limit: int, scales: str) -> None:
+    """After PTQ, learned rounding and training; and the whole range is used."""
+    floating = lower_for_integers(simplify(random_graph(seed)))
+    pixels = random_pixels(floating, 6, seed)
+    integers = quantize(floating, calibrate(floating, [pixels]), limit)
+    rounded = learn_rounding(
+        integers, floating, pixels, Rounding(steps=4, batch=4, learning_rate=0.3), seed, limit
+    )
+    qat = Qat(epochs=1, precision="float32", scales=scales)
+    after = trained(floating, integers, pixels, qat, limit)
+    before, now = (
+        np.concatenate([n.weights.weight.ravel() for n in graph.nodes if isinstance(n, g.Conv | g.Linear)])
+        for graph in (integers, after)
+    )
+    assert not np.array_equal(before, now)
+    for graph in (integers, rounded, after):
+        assert largest_weight(graph) == limit
+        assert can_saturate(graph) is (limit > PORTABLE_LIMIT)
+
+
+def saturating_graph() -> Graph:
+    """Weights of one sign: on bright images two products of the first layer are far over 16 bits."""
+    rng = np.random.default_rng(0)
+
+    def weights(*shape: int) -> g.FloatWeights:
+        return g.FloatWeights(
+            rng.uniform(0.05, 0.1, shape).astype(np.float32), np.zeros(shape[0], np.float32)
+        )
+
+    nodes = (
+        g.Input(name="image", shape=(3, 12, 12)),
+        g.Normalize(
+            name="normalize",
+            inputs=("image",),
+            mean=np.full(3, 120, np.float32),
+            std=np.full(3, 60, np.float32),
+        ),
+        g.Conv(
+            name="first",
+            inputs=("normalize",),
+            weights=weights(16, 3, 3, 3),
+            padding=g.Padding.symmetric(1, 1),
+        ),
+        g.Relu(name="relu", inputs=("first",)),
+        g.Conv(name="second", inputs=("relu",), weights=weights(16, 16, 3, 3)),
+        g.GlobalAvgPool(name="pool", inputs=("second",)),
+        g.Flatten(name="flatten", inputs=("pool",)),
+        g.Linear(name="classifier", inputs=("flatten",), weights=weights(5, 16)),
+    )
+    return Graph("saturating", nodes, ("a", "b", "c", "d", "e"))
+
+
+@pytest.mark.slow
+def test_portable_weights_are_exact_without_vnni() -> None:
+    """On an emulated Haswell: without the limit ONNX Runtime's sums saturate, with it they are exact."""
+    if emulator() is None:
+        pytest.skip(INSTALL)
+    floats = {"saturating": saturating_graph()} | {f"random {n}": random_graph(n, 3) for n in (3, 54)}
+    for name, graph in floats.items():
+        floating = lower_for_integers(simplify(graph))
+        pixels = random_pixels(floating, 20, 1)
+        pixels[::2] |= 0xC0  # half of them bright
+        ranges = calibrate(floating, [pixels])
+        graphs = {str(limit): quantize(floating, ranges, limit) for limit in (PORTABLE_LIMIT, 127)}
+        answers = haswell_logits({limit: onnx_bytes(integers) for limit, integers in graphs.items()}, pixels)
+        identical = {
+            limit: np.array_equal(
+                answers[limit], dequantize(ReferenceExecutor(integers).run(pixels), integers.output.quant)
+            )
+            for limit, integers in graphs.items()
+        }
+        assert identical[str(PORTABLE_LIMIT)], name
+        if name == "saturating":
+            assert not identical["127"]
