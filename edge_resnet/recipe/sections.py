@@ -86,7 +86,7 @@ class Qat(Optimization):
     folded inside each step, with its statistics fixed from `freeze_batch_norm` of all steps on.
     """
 
-    learning_rate: float = Field(default=0.002, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=2e-4, gt=0, allow_inf_nan=False)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
     scales: Literal["fixed", "moving-average", "learned"] = "fixed"
@@ -105,7 +105,7 @@ class Calibration(_Section):
 
     images: int = Field(default=512, ge=0)
     batch: int = Field(default=32, ge=1)
-    estimator: Literal["minmax", "moving-average", "percentile", "mse", "entropy"] = "minmax"
+    estimator: Literal["minmax", "moving-average", "percentile", "mse", "entropy"] = "mse"
     percentile: float = Field(default=99.99, gt=50, le=100)
 
 
