@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ CONFLICT = "conflict"
 
 def refuse_conflicts(recipe: Recipe) -> None:
     """Raises pydantic's error for the first impossible combination: nothing is silently left out."""
-    for key, message in (*_nncf(recipe), *_quantization(recipe)):
+    for key, message in (*_nncf(recipe), *_training(recipe), *_quantization(recipe)):
         raise PydanticCustomError(CONFLICT, "{message}", {"key": key, "message": message})
 
 
@@ -35,12 +36,11 @@ def _nncf(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for key, wanted in asked.items():
         if wanted:
             off = "0" if key.endswith("steps") else "false"
-            yield key, f"NNCF does not do this; set it to {off}, or quantizer to edge-resnet"
-    usual = type(recipe.calibration).model_fields["estimator"].default
-    if recipe.calibration.estimator != usual:
+            yield key, f"NNCF is not asked for this; set it to {off}, or quantizer to edge-resnet"
+    if _is_set(recipe.calibration, "estimator"):
         yield (
             "calibration.estimator",
-            f"NNCF chooses ranges in its own way; leave this at {usual}, or set quantizer to edge-resnet",
+            "NNCF chooses ranges in its own way; leave this out, or set quantizer to edge-resnet",
         )
     if qat.scales != "fixed":
         yield "qat.scales", "NNCF trains in its own way; leave this at fixed, or set quantizer to edge-resnet"
@@ -51,17 +51,30 @@ def _nncf(recipe: Recipe) -> Iterator[tuple[str, str]]:
         )
 
 
+def _training(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    qat, rounding = recipe.qat, recipe.repair.rounding
+    if qat.epochs == 0:
+        if qat.distill.weight > 0:
+            yield "qat.distill.weight", "distillation needs training: set qat.epochs above 0, or this to 0"
+        return
+    undone = "training begins with the float weights, so that nothing of this is left; set it to"
+    if recipe.repair.correct_biases:
+        yield "repair.correct_biases", f"{undone} false, or qat.epochs to 0"
+    if rounding.steps > 0:
+        yield "repair.rounding.steps", f"{undone} 0, or qat.epochs to 0"
+    if qat.scales == "fixed" and _is_set(qat, "freeze_scales"):
+        yield "qat.freeze_scales", "qat.scales is fixed from the beginning; leave this out, or change that"
+    if qat.batch_norm == "folded" and _is_set(qat, "freeze_batch_norm"):
+        yield "qat.freeze_batch_norm", "qat.batch_norm is folded: nothing is left to freeze; leave this out"
+
+
 def _quantization(recipe: Recipe) -> Iterator[tuple[str, str]]:
     calibration, repair = recipe.calibration, recipe.repair
-    # A recipe with every default written out holds the percentile beside any estimator.
-    unused = calibration.percentile != type(calibration).model_fields["percentile"].default
-    if unused and calibration.estimator != "percentile":
+    if calibration.estimator != "percentile" and _is_set(calibration, "percentile"):
         yield (
             "calibration.percentile",
             f"belongs to calibration.estimator percentile, but that is {calibration.estimator}",
         )
-    if recipe.qat.distill.weight > 0 and recipe.qat.epochs == 0:
-        yield "qat.distill.weight", "distillation needs training: set qat.epochs above 0, or this to 0"
     if recipe.sensitivity.max_drop is not None and recipe.sensitivity.images == 0:
         yield (
             "sensitivity.max_drop",
@@ -72,3 +85,8 @@ def _quantization(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for key, wanted in needs.items():
             if wanted:
                 yield f"repair.{key}", "works on the calibration images: set calibration.images above 0"
+
+
+def _is_set(section: BaseModel, key: str) -> bool:
+    """Whether it is another value than the default: a recipe may write every default out."""
+    return bool(getattr(section, key) != type(section).model_fields[key].default)

@@ -78,7 +78,7 @@ class Distillation(_Section):
 
 
 class Qat(Optimization):
-    """Quantization-aware training, after post-training quantization and its repairs.
+    """Quantization-aware training, with the ranges of post-training quantization, after `equalize`.
 
     `scales` of activations: fixed at what calibration found; moving-average follows what training sees;
     learned trains them, and the weights' too (LSQ: Esser et al., 2020, 1902.08153). From `freeze_scales` of
