@@ -11,6 +11,7 @@ from edge_resnet.compression.estimators import estimate
 from edge_resnet.compression.learned_rounding import learn_rounding, rounding_steps
 from edge_resnet.compression.quantize import PORTABLE_LIMIT, quantize
 from edge_resnet.compression.statistics import collect
+from edge_resnet.errors import InputError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers
 from edge_resnet.recipe import Qat
@@ -26,6 +27,7 @@ def quantize_source(run: Run) -> None:
     """The run's float graph in integers, as the recipe says. A model that came quantized keeps its own."""
     check_training(run)
     if run.quantized is not None:
+        _check_kept(run)
         return
     assert run.floating is not None
     recipe, record = run.recipe, run.record
@@ -44,6 +46,25 @@ def quantize_source(run: Run) -> None:
     run.quantized = quantized
     if recipe.sensitivity.images:
         _sensitivity(run, floating, quantized)
+
+
+def _check_kept(run: Run) -> None:
+    """Raises InputError where the recipe wants something of integers that are kept as they came."""
+    recipe = run.recipe
+    asked = {
+        "portable_x86": recipe.portable_x86,
+        "quantizer": recipe.quantizer != "edge-resnet",
+        "repair.equalize": recipe.repair.equalize,
+        "repair.correct_biases": recipe.repair.correct_biases,
+        "repair.rounding.steps": recipe.repair.rounding.steps > 0,
+        "sensitivity.images": recipe.sensitivity.images > 0,
+    }
+    for key, wanted in asked.items():
+        if wanted:
+            raise InputError(
+                f"{run.model.source}: the model came quantized, and its integers are kept: {key} does "
+                "nothing for them; --requantize chooses them anew"
+            )
 
 
 def _limit(run: Run) -> int:

@@ -141,6 +141,8 @@ def _identity(run: Run, settings: Optimization, module: nn.Module) -> str:
     from edge_resnet.compression.graph_module import float_module
     from edge_resnet.training import identity_of, weights_digest
 
+    # The limit of weights is in no tensor that training begins with, unlike all else that was chosen before.
+    portable = {"portable_x86": True} if settings is run.recipe.qat and run.recipe.portable_x86 else {}
     return identity_of(
         model=run.model.source,
         weights=weights_digest(module),
@@ -150,4 +152,5 @@ def _identity(run: Run, settings: Optimization, module: nn.Module) -> str:
         preprocess=run.preprocess.to_json(),
         data=run.images.fingerprint,
         skip_corrupt=run.recipe.evaluate.skip_corrupt,
+        **portable,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,13 @@ from edge_resnet.compression.calibrate import calibrate
 from edge_resnet.compression.learned_rounding import learn_rounding
 from edge_resnet.compression.qat_module import QatModule
 from edge_resnet.compression.quantize import PORTABLE_LIMIT, quantize
+from edge_resnet.errors import InputError
 from edge_resnet.export.onnx import onnx_bytes
 from edge_resnet.graph import nodes as g
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers, simplify
 from edge_resnet.graph.reference import ReferenceExecutor, dequantize
+from edge_resnet.pipeline import compress
 from edge_resnet.recipe import Qat, Rounding
 from edge_resnet.verify.exactness import can_saturate
 from tests.random_graphs import random_graph, random_pixels
@@ -124,3 +128,19 @@ def test_portable_weights_are_exact_without_vnni() -> None:
         assert identical[str(PORTABLE_LIMIT)], name
         if name == "saturating":
             assert not identical["127"]
+
+
+def test_weights_that_are_there_already_do_not_pass_for_portable(tmp_path: Path) -> None:
+    """Neither what the folder's checkpoint holds, trained for 8 bits, nor a file's integers."""
+    recipe = {
+        "calibration": {"images": 16},
+        "qat": {"epochs": 1, "batch": 512},
+        "evaluate": {"images": 20, "step_images": 0},
+        "benchmark": {"runs": 0},
+    }
+    compress("demo", recipe=recipe, out=tmp_path)
+    with pytest.raises(InputError, match="the checkpoint of another model, recipe or data set"):
+        compress("demo", recipe=recipe, settings=["portable_x86=true"], out=tmp_path)
+    finished = str(tmp_path / "demo-tflite-int8.tflite")
+    with pytest.raises(InputError, match=r"came quantized.*portable_x86 does nothing.*--requantize"):
+        compress(finished, data="demo", settings=["portable_x86=true"], out=tmp_path / "again")

@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 
+from edge_resnet.compression.nncf_task import NncfTask
 from edge_resnet.data.images import open_images
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import InputError, VerificationError
@@ -22,9 +23,9 @@ from edge_resnet.files import sha256_of
 from edge_resnet.frontends.sources import import_graph, open_model, resolve_preprocess
 from edge_resnet.frontends.torch_export import graph_from_module
 from edge_resnet.graph.float_executor import FloatExecutor
-from edge_resnet.graph.nodes import Conv, FloatWeights
+from edge_resnet.graph.nodes import Conv, FloatWeights, Input
 from edge_resnet.models.cifar_resnet import CifarResNet
-from edge_resnet.recipe import Train
+from edge_resnet.recipe import Qat, Train
 from edge_resnet.training import FloatTask, fit
 from edge_resnet.verify.import_check import check_import, random_images
 
@@ -248,3 +249,6 @@ def test_one_pixel_is_trained_in_float32(image_folder: Path) -> None:
         settings = Train(epochs=2, batch=8, precision=precision)
         losses.append(fit(FloatTask(module, preprocess, settings), split, preprocess, settings, 0).losses)
     assert losses[0] == losses[1]
+    image, qat = Input(name="image", shape=(3, 16, 16)), Qat(epochs=1)
+    assert not NncfTask(modules[0], image, qat).autocast(qat)
+    assert NncfTask(modules[0][:2], image, qat).autocast(qat)

@@ -15,13 +15,14 @@ from edge_resnet.graph.float_executor import input_values
 from edge_resnet.graph.nodes import Input
 from edge_resnet.recipe import Optimization, Qat
 from edge_resnet.training import check_logits
+from edge_resnet.training.precision import module_strides_over_one_pixel
 
 __all__ = ["NncfTask"]
 
 
 @dataclass(frozen=True, eq=False)
 class NncfTask:
-    """What quantize_with_nncf's trainer trains: `module` is handed to it, `source` is the graph's input."""
+    """`module` is that of an NncfModel, `source` the graph's input."""
 
     module: nn.Module
     source: Input
@@ -59,4 +60,5 @@ class NncfTask:
         pass
 
     def autocast(self, settings: Optimization) -> bool:
-        return settings.precision == "bfloat16"
+        size = (self.source.shape[1], self.source.shape[2])
+        return settings.precision == "bfloat16" and not module_strides_over_one_pixel(self.module, size)

@@ -35,6 +35,7 @@ from edge_resnet.graph.nodes import (
 from edge_resnet.graph.reference import centred_bounds, integer_function
 from edge_resnet.graph.streams import moves_integers, scale_groups
 from edge_resnet.recipe import Qat
+from edge_resnet.training.precision import graph_strides_over_one_pixel
 from edge_resnet.training.ranks import mean_over_ranks
 
 __all__ = ["QatModule"]
@@ -62,7 +63,7 @@ class QatModule(nn.Module):
         super().__init__()
         self.settings = settings
         self.graph = quantized
-        low = settings.precision == "bfloat16" and not _strides_over_one_pixel(floating)
+        low = settings.precision == "bfloat16" and not graph_strides_over_one_pixel(floating)
         self.dtype = torch.bfloat16 if low else torch.float32
         self._index = {node.name: index for index, node in enumerate(quantized.nodes)}
         self.layers = nn.ModuleDict()
@@ -128,7 +129,7 @@ class QatModule(nn.Module):
         for node in self.graph.nodes:
             quant = node.quant if isinstance(node, Input) else None
             if isinstance(node, Conv | Linear):
-                weight, bias = (v.detach().contiguous().numpy() for v in self._layer(node).folded())
+                weight, bias = (v.detach().cpu().contiguous().numpy() for v in self._layer(node).folded())
                 nodes.append(replace(node, quant=quant, weights=FloatWeights(weight, bias)))
             else:
                 nodes.append(replace(node, quant=quant))
@@ -271,14 +272,6 @@ class QatModule(nn.Module):
 
 def _rebuilt(module: QatModule, _: object) -> None:
     module._rebuild()
-
-
-def _strides_over_one_pixel(graph: Graph) -> bool:
-    """Whether bfloat16 is unsound: see training/task.py, whose models are not graphs yet."""
-    return any(
-        isinstance(node, Conv) and max(node.stride) > 1 and max(graph.shapes[node.inputs[0]][1:]) == 1
-        for node in graph.nodes
-    )
 
 
 def _mean(x: Tensor) -> Tensor:

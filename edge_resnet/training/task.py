@@ -17,6 +17,7 @@ from edge_resnet.errors import InputError
 from edge_resnet.progress import StageBar
 from edge_resnet.recipe import Optimization, Train
 from edge_resnet.training.optimizer import decayed
+from edge_resnet.training.precision import module_strides_over_one_pixel
 
 __all__ = ["FloatTask", "LiveMetrics", "Task", "check_logits", "show_on"]
 
@@ -104,7 +105,9 @@ class FloatTask:
         pass
 
     def autocast(self, settings: Optimization) -> bool:
-        return settings.precision == "bfloat16" and not _strides_over_one_pixel(self.module, self.preprocess)
+        return settings.precision == "bfloat16" and not module_strides_over_one_pixel(
+            self.module, self.preprocess.size
+        )
 
 
 def check_logits(logits: object, labels: Tensor) -> Tensor:
@@ -120,28 +123,3 @@ def check_logits(logits: object, labels: Tensor) -> Tensor:
             "training needs one logit for each class"
         )
     return logits.float()
-
-
-def _strides_over_one_pixel(module: nn.Module, preprocess: Preprocess) -> bool:
-    """Whether a strided convolution sees an image of one pixel: such a model is trained in float32.
-
-    The gradient of its weights in bfloat16 is computed from memory that was never written (oneDNN in torch
-    2.13; seen with a 3x3 convolution of stride 2 on 1x1, and with no larger image).
-    """
-    found: list[bool] = []
-
-    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, nn.Conv2d)
-        found.append(max(layer.stride) > 1 and max(inputs[0].shape[2:]) == 1)
-
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-    handles = [layer.register_forward_pre_hook(look) for layer in layers]
-    training = module.training
-    try:
-        with torch.no_grad():
-            module.eval()(torch.zeros(1, 3, *preprocess.size))
-    finally:
-        module.train(training)
-        for handle in handles:
-            handle.remove()
-    return any(found)
