@@ -16,8 +16,10 @@ from edge_resnet.compression.calibrate import calibrate
 from edge_resnet.compression.distillation import Teacher, check_teacher, distillation_loss
 from edge_resnet.compression.integer_layer import Geometry, integer_layer
 from edge_resnet.compression.qat import QatTask, trained_graph
+from edge_resnet.compression.qat_layer import snapped
 from edge_resnet.compression.qat_module import QatModule
 from edge_resnet.compression.quantize import quantize
+from edge_resnet.compression.scales import snap_scale
 from edge_resnet.data.images import open_images
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import InputError
@@ -117,6 +119,12 @@ def test_gradients_are_those_of_fake_quantization(border: tuple[int, ...], group
     )  # what rounds to the ends is clipped here only
     for mine, theirs in ((weight.grad, other.grad), (bias.grad, shift.grad), (x_int.grad / s_x, x.grad)):
         assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+@given(st.lists(st.floats(0, 60_000), min_size=1, max_size=8))
+def test_scales_of_training_are_those_of_quantization(scales: list[float]) -> None:
+    exact = torch.tensor(scales, dtype=torch.float64)
+    assert np.array_equal(snapped(exact).numpy(), snap_scale(exact.numpy()))
 
 
 def test_logits_keep_their_gradient_beyond_the_range() -> None:

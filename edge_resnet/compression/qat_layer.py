@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from edge_resnet.compression.integer_layer import Geometry, integer_layer, per_channel, stored_like
 from edge_resnet.compression.quantize import MAX_BIAS, integer_weights
-from edge_resnet.compression.scales import snap_scale
+from edge_resnet.compression.scales import MIN_SCALE
 from edge_resnet.graph.nodes import Conv, FloatWeights, IntWeights, Linear
 from edge_resnet.recipe import Qat
 from edge_resnet.training.ranks import var_mean_over_ranks
 
-__all__ = ["QatLayer"]
+__all__ = ["QatLayer", "snapped"]
 
 _BATCH_NORM_MOMENTUM = 0.1
 _EPSILON = 1e-5
@@ -90,8 +90,8 @@ class QatLayer(nn.Module):
 
     def integers(self, s_x: float) -> IntWeights:
         """What is shipped, for an input of this scale."""
-        weight, bias = (value.detach().float().contiguous() for value in self.folded())
-        scale = self._weight_scale(weight, bias, s_x).detach().numpy()
+        weight, bias = (value.detach().float().cpu().contiguous() for value in self.folded())
+        scale = self._weight_scale(weight, bias, s_x).detach().cpu().numpy()
         return integer_weights(FloatWeights(weight.numpy(), bias.numpy()), s_x, scale, self.limit)
 
     def freeze_batch_norm(self) -> None:
@@ -134,18 +134,21 @@ class QatLayer(nn.Module):
         if not self.learned:
             return self._range_scale(weight, bias, s_x)
         learned = self.first_scale * self.log_scale.exp()
-        return learned + (_snapped(learned) - learned).detach()
+        return learned + (snapped(learned) - learned).detach()
 
     @torch.no_grad()
     def _range_scale(self, weight: Tensor, bias: Tensor, s_x: float) -> Tensor:
         """[O]: as weight_scales chooses it, so that what is trained is what is shipped."""
         largest = weight.detach().abs().flatten(1).amax(1).double() / self.limit
-        return _snapped(torch.maximum(largest, bias.detach().abs().double() / (s_x * MAX_BIAS)))
+        return snapped(torch.maximum(largest, bias.detach().abs().double() / (s_x * MAX_BIAS)))
 
 
-def _snapped(scale: Tensor) -> Tensor:
-    """As snap_scale, for some channels."""
-    return torch.from_numpy(snap_scale(scale.detach().double().numpy()))
+def snapped(scale: Tensor) -> Tensor:
+    """snap_scale on the device where the scales are: the next float16 number at or above each, as float32."""
+    scale = scale.detach().double().clamp_min(MIN_SCALE)
+    half = scale.half()
+    above = (half.view(torch.int16) + 1).view(torch.float16)  # the next one, for positive numbers
+    return torch.where(half.double() < scale, above, half).float()
 
 
 def _rounded(values: Tensor) -> Tensor:
