@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from edge_resnet.errors import EdgeResnetError, InputError
 from edge_resnet.frontends.keras_graph import GraphDefImporter, LayerNames
-from edge_resnet.graph import nodes as g
-from edge_resnet.graph.graph import Graph
+from edge_resnet.frontends.node_builder import check_finite
 from edge_resnet.graph.storage import graph_to_files
 
 __all__ = ["main"]
@@ -78,7 +77,7 @@ def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         graph = importer.graph(
             frozen.function.inputs[0].op.name, frozen.output.name, shape, (mean.tolist(), std.tolist()), last
         )
-        _check_finite(graph)
+        check_finite(graph)
         for name, content in graph_to_files(graph, "graph").items():
             (folder / name).write_bytes(content)
         random = np.random.default_rng(0)
@@ -279,15 +278,6 @@ def _run(
             answer = session.run(output.name, {source.name: values[None].astype(source.dtype.as_numpy_dtype)})
             answers.append(np.asarray(answer, np.float32)[0])
     return np.stack(answers) if answers else np.zeros((0,), np.float32)
-
-
-def _check_finite(graph: Graph) -> None:
-    for node in graph.nodes:
-        weights = getattr(node, "weights", None)
-        arrays = [weights.weight, weights.bias] if isinstance(weights, g.FloatWeights) else []
-        arrays += [node.scale, node.shift] if isinstance(node, g.BatchNorm) else []
-        if not all(np.isfinite(array).all() for array in arrays):
-            raise InputError(f"layer {node.name!r} holds NaN or infinite weights; training diverged there")
 
 
 def _reason(error: Exception) -> str:
