@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edge_resnet.compression.quantize import MAX_BIAS
 from edge_resnet.errors import GraphError, InputError
+from edge_resnet.graph.execution import centred_image
 from edge_resnet.graph.float_executor import float_function
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Activation, Conv, FloatWeights, IntWeights, Linear, Node
@@ -103,8 +104,7 @@ def _inputs(
     """The image as real numbers and as centred integers."""
     quant = quantized.input.quant
     assert quant is not None
-    centred = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - (128 + quant.zero_point)
-    centred = centred.contiguous(memory_format=torch.channels_last)
+    centred = centred_image(quantized.input, pixels)
     return {floating.input.name: centred * quant.scale}, {quantized.input.name: centred}
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_resnet.compression.blocks import Block
+from edge_resnet.graph.execution import NodeFunction
 from edge_resnet.graph.float_executor import float_function, input_values
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Node, QuantParams
@@ -26,8 +27,6 @@ MEMORY_LIMIT = 2**31
 _BYTES = 5
 # Images that a block runs at once, beside the loop of training.
 _BATCH = 32
-
-NodeFunction = Callable[..., Tensor]
 
 
 def affordable_images(graph: Graph, blocks: Sequence[Block], limit: int = MEMORY_LIMIT) -> int:
@@ -58,10 +57,6 @@ class BlockStreams:
     def centred(self, name: str, which: Tensor | slice) -> Tensor:
         """q - z of some images, float32."""
         return _last(self.integers[name][which].float()) - self._quant(name).zero_point
-
-    def in_steps(self, name: str, which: Tensor | slice) -> Tensor:
-        """The float graph's values of some images, in steps of the integers' scale."""
-        return _last(self.floats[name][which]) / self._quant(name).scale
 
     @torch.no_grad()
     def run(self, block: Block, nodes: Sequence[Node]) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ are the weights and biases of the float graph, and, as the recipe says, batch no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +17,7 @@ from edge_resnet.compression.integer_layer import round_and_clamp
 from edge_resnet.compression.qat_layer import QatLayer
 from edge_resnet.compression.quantize import tensor_parameters
 from edge_resnet.errors import GraphError
+from edge_resnet.graph.execution import NodeFunction, run_nodes
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
     Add,
@@ -43,8 +43,6 @@ __all__ = ["QatModule"]
 # How often (in steps) moving-average ranges become scales, and how much a step moves them.
 _UPDATE_EVERY = 50
 _MOMENTUM = 0.01
-
-NodeFunction = Callable[..., Tensor]
 
 
 class QatModule(nn.Module):
@@ -95,16 +93,8 @@ class QatModule(nn.Module):
         return 128 + _quant(self.graph.input).zero_point
 
     def forward(self, images: Tensor) -> Tensor:
-        values = {self.graph.input.name: images}
-        readers = {name: len(nodes) for name, nodes in self.graph.consumers.items()}
-        for node, function in self._functions:
-            values[node.name] = function(*(values[name] for name in node.inputs))
-            for name in node.inputs:
-                readers[name] -= 1
-                if not readers[name]:
-                    del values[name]
-        output = self.graph.output
-        return values[output.name].float() * self._step(output.name)
+        logits = run_nodes(self.graph, self._functions, images)
+        return logits.float() * self._step(self.graph.output.name)
 
     def train(self, mode: bool = True) -> QatModule:
         super().train(mode)

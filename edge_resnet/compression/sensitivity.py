@@ -28,7 +28,7 @@ from edge_resnet.compression.record import LayerCost, SensitivityRecord
 from edge_resnet.errors import GraphError, InputError
 from edge_resnet.graph.float_executor import FloatExecutor, float_function
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.mixed_executor import MixedExecutor
+from edge_resnet.graph.mixed_executor import MixedExecutor, centred_integers
 from edge_resnet.graph.nodes import Conv, Input, IntWeights, Linear, Node, QuantParams
 from edge_resnet.graph.passes.dequantize import real_weights
 from edge_resnet.graph.streams import moves_integers
@@ -39,8 +39,6 @@ __all__ = ["MAX_DB", "measure_sensitivity", "rounding_nodes", "sqnr_db"]
 MAX_DB = 150.0
 # So many float32 values of activations are kept at once: 256 MiB.
 _MOST_VALUES = 2**26
-
-NodeFunction = Callable[..., Tensor]
 
 
 def measure_sensitivity(
@@ -183,8 +181,7 @@ class _Tally:
 
 def _rounded(value: Tensor, quant: QuantParams) -> Tensor:
     """The real values of the nearest integers."""
-    q = (value / quant.scale).round_().clamp_(-128 - quant.zero_point, 127 - quant.zero_point)
-    return q.mul_(quant.scale)
+    return centred_integers(value, quant).mul_(quant.scale)
 
 
 def _batches(graph: Graph, count: int) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_resnet.errors import GraphError
+from edge_resnet.graph.execution import NodeFunction, centred_image, run_nodes
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
     Activation,
@@ -43,9 +44,7 @@ from edge_resnet.graph.nodes import (
     Subsample,
 )
 
-__all__ = ["FloatExecutor", "float_function"]
-
-NodeFunction = Callable[..., Tensor]
+__all__ = ["FloatExecutor", "float_function", "input_values"]
 
 
 class FloatExecutor:
@@ -63,29 +62,15 @@ class FloatExecutor:
         self, pixels: NDArray[np.uint8], observe: Callable[[str, Tensor], None] | None = None
     ) -> NDArray[np.float32]:
         """uint8 [N, H, W, C] -> float32 output [N, ...]; `observe` sees every node's output, NCHW."""
-        source = self.graph.input
-        values: dict[str, Tensor] = {source.name: input_values(source, pixels)}
-        readers = {name: len(nodes) for name, nodes in self.graph.consumers.items()}
-        if observe:
-            observe(source.name, values[source.name])
-        for node, function in self._functions:
-            values[node.name] = function(*(values[name] for name in node.inputs))
-            if observe:
-                observe(node.name, values[node.name])
-            for name in node.inputs:  # free what nobody reads any more: ResNet-50 at 224 is large
-                readers[name] -= 1
-                if not readers[name]:
-                    values.pop(name, None)
-        result: NDArray[np.float32] = values[self.graph.output.name].numpy()
+        image = input_values(self.graph.input, pixels)
+        result: NDArray[np.float32] = run_nodes(self.graph, self._functions, image, observe).numpy()
         return result
 
 
 def input_values(node: Input, pixels: NDArray[np.uint8]) -> Tensor:
     """Bytes [N, H, W, C] -> the input's real values [N, C, H, W], float32, channels_last."""
-    values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-    if node.quant is not None:
-        values = (values - (128 + node.quant.zero_point)) * node.quant.scale
-    return values.contiguous(memory_format=torch.channels_last)
+    centred = centred_image(node, pixels)
+    return centred if node.quant is None else centred * node.quant.scale
 
 
 def _activate(value: Tensor, activation: Activation) -> Tensor:

@@ -11,7 +11,6 @@ held to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_resnet.errors import GraphError
+from edge_resnet.graph.execution import NodeFunction, centred_image, run_nodes
 from edge_resnet.graph.float_executor import float_function
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Conv, IntWeights, Linear, Node, QuantParams
 from edge_resnet.graph.reference import dequantize, integer_function
 from edge_resnet.graph.streams import moves_integers
 
-__all__ = ["MixedExecutor", "float_layers"]
-
-NodeFunction = Callable[..., Tensor]
+__all__ = ["MixedExecutor", "centred_integers", "float_layers"]
 
 
 class MixedExecutor:
@@ -44,23 +42,14 @@ class MixedExecutor:
     @torch.no_grad()
     def run(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         """uint8 [N, H, W, C] -> the output [N, ...], channels first: int8 where it has parameters."""
-        source, output = self.graph.input, self.graph.output
+        quant = self.graph.output.quant
         # A tensor is held centred (q - z) where it has parameters, as its real values where it has none.
-        zero = 0 if source.quant is None else 128 + source.quant.zero_point
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - zero
-        values = {source.name: images.contiguous(memory_format=torch.channels_last)}
-        readers = {name: len(nodes) for name, nodes in self.graph.consumers.items()}
+        image = centred_image(self.graph.input, pixels)
         # NNPACK's Winograd convolutions are not exact; the others that torch may choose are.
         with torch.backends.nnpack.flags(enabled=False):
-            for node, function in self._functions:
-                values[node.name] = function(*(values[name] for name in node.inputs))
-                for name in node.inputs:
-                    readers[name] -= 1
-                    if not readers[name]:
-                        values.pop(name, None)
-        result = values[output.name]
-        if output.quant is not None:
-            result = (result + output.quant.zero_point).to(torch.int8)
+            result = run_nodes(self.graph, self._functions, image)
+        if quant is not None:
+            result = (result + quant.zero_point).to(torch.int8)
         array: NDArray[Any] = result.contiguous().numpy()
         return array
 
@@ -87,7 +76,7 @@ def _function(node: Node, graph: Graph) -> NodeFunction:
     def run(*inputs: Tensor) -> Tensor:
         real = (_real(value, quant) for value, quant in zip(inputs, sources, strict=True))
         output = compute(*real)
-        return output if node.quant is None else _integers(output, node.quant)
+        return output if node.quant is None else centred_integers(output, node.quant)
 
     return run
 
@@ -96,5 +85,6 @@ def _real(value: Tensor, quant: QuantParams | None) -> Tensor:
     return value if quant is None else value * quant.scale
 
 
-def _integers(value: Tensor, quant: QuantParams) -> Tensor:
+def centred_integers(value: Tensor, quant: QuantParams) -> Tensor:
+    """Real values -> q - z of the nearest integers, held in floats."""
     return (value / quant.scale).round_().clamp_(-128 - quant.zero_point, 127 - quant.zero_point)

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.clipping import integer_bounds
+from edge_resnet.graph.execution import NodeFunction, centred_image, run_nodes
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
     Add,
@@ -72,8 +73,6 @@ _EXACT_FLOAT32 = 2**24
 # A centred activation q - z lies in [-255, 255].
 _MAX_CENTRED = 255
 
-NodeFunction = Callable[..., Tensor]
-
 
 class ReferenceExecutor:
     """Runs a quantized graph in integers.
@@ -91,23 +90,11 @@ class ReferenceExecutor:
     @torch.no_grad()
     def run(self, pixels: NDArray[np.uint8]) -> NDArray[np.int8]:
         """uint8 [N, H, W, C] -> the output's int8 values [N, ...], channels first."""
-        source = self.graph.input
-        zero = 128 + _quant(source).zero_point
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - zero  # centred: q - z
-        values = {source.name: images.contiguous(memory_format=torch.channels_last)}
-        readers = {name: len(nodes) for name, nodes in self.graph.consumers.items()}
         # NNPACK's Winograd convolutions are not exact; the others that torch may choose are.
         with torch.backends.nnpack.flags(enabled=False):
-            for node, function in self._functions:
-                values[node.name] = function(*(values[name] for name in node.inputs))
-                for name in node.inputs:
-                    readers[name] -= 1
-                    if not readers[name]:
-                        values.pop(name, None)
-        output = self.graph.output
-        result: NDArray[np.int8] = (
-            (values[output.name] + _quant(output).zero_point).to(torch.int8).contiguous().numpy()
-        )
+            centred = run_nodes(self.graph, self._functions, centred_image(self.graph.input, pixels))
+        q = (centred + _quant(self.graph.output).zero_point).to(torch.int8)
+        result: NDArray[np.int8] = q.contiguous().numpy()
         return result
 
 
