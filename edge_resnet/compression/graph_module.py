@@ -218,15 +218,11 @@ def _activation(activation: Activation) -> nn.Module:
     return nn.ReLU6() if activation is Activation.RELU6 else nn.Hardtanh(0.0, activation.limit)
 
 
-def _amounts(padding: Padding) -> tuple[int, int, int, int]:
-    return (padding.left, padding.right, padding.top, padding.bottom)
-
-
 def _own_padding(padding: Padding, mode: Callable[..., nn.Module]) -> tuple[nn.Module, tuple[int, int]]:
     """(layer in front, what the layer pads itself)."""
     if (padding.top, padding.left) == (padding.bottom, padding.right):
         return nn.Identity(), (padding.top, padding.left)
-    return mode(_amounts(padding)), (0, 0)
+    return mode(padding.sides), (0, 0)
 
 
 def _with_weights(layer: nn.Conv2d | nn.Linear, node: Conv | Linear) -> None:
@@ -264,13 +260,13 @@ def _max_pool(node: MaxPool) -> nn.Module:
     # torch pads at most half a window itself.
     pad, inside = _own_padding(node.padding, lambda amounts: nn.ConstantPad2d(amounts, -torch.inf))
     if any(2 * amount > window for amount, window in zip(inside, node.kernel, strict=True)):
-        pad, inside = nn.ConstantPad2d(_amounts(node.padding), -torch.inf), (0, 0)
+        pad, inside = nn.ConstantPad2d(node.padding.sides, -torch.inf), (0, 0)
     return _Layer(pad, nn.MaxPool2d(node.kernel, node.stride, inside), Activation.NONE)
 
 
 def _border(node: Pad) -> nn.Module:
     kind = nn.ReflectionPad2d if node.mode is PadMode.REFLECT else nn.ZeroPad2d
-    return kind(_amounts(node.padding))
+    return kind(node.padding.sides)
 
 
 _MODULES: dict[type[Node], Callable[..., nn.Module]] = {

@@ -54,8 +54,7 @@ class Geometry:
         return cls(node.stride, (0, 0), node.dilation, node.groups, p)
 
     def bordered(self, x: Tensor) -> Tensor:
-        p = self.border
-        return F.pad(x, (p.left, p.right, p.top, p.bottom)) if p else x
+        return F.pad(x, self.border.sides) if self.border else x
 
     def sums(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x` is bordered already."""

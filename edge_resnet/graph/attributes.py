@@ -84,6 +84,11 @@ class Padding:
             self.top + other.top, self.left + other.left, self.bottom + other.bottom, self.right + other.right
         )
 
+    @property
+    def sides(self) -> tuple[int, int, int, int]:
+        """Left, right, top, bottom: as torch's padding takes them."""
+        return self.left, self.right, self.top, self.bottom
+
     @classmethod
     def symmetric(cls, vertical: int, horizontal: int) -> Padding:
         return cls(vertical, horizontal, vertical, horizontal)

@@ -79,12 +79,8 @@ def _activate(value: Tensor, activation: Activation) -> Tensor:
     return value.relu() if activation.limit is None else value.clamp(0, activation.limit)
 
 
-def _amounts(padding: Padding) -> tuple[int, int, int, int]:
-    return (padding.left, padding.right, padding.top, padding.bottom)
-
-
 def _pad(value: Tensor, padding: Padding, fill: float = 0.0) -> Tensor:
-    return F.pad(value, _amounts(padding), value=fill) if padding else value
+    return F.pad(value, padding.sides, value=fill) if padding else value
 
 
 def _weights(node: Conv | Linear) -> tuple[Tensor, Tensor]:
@@ -135,7 +131,7 @@ def _max_pool(node: MaxPool) -> NodeFunction:
 
 def _border(node: Pad) -> NodeFunction:
     if node.mode is PadMode.REFLECT:
-        return lambda x: F.pad(x, _amounts(node.padding), mode="reflect")
+        return lambda x: F.pad(x, node.padding.sides, mode="reflect")
     return lambda x: _pad(x, node.padding)
 
 

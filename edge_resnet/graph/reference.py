@@ -216,8 +216,7 @@ def _concat(node: Concat, graph: Graph) -> NodeFunction:
 
 def _border(node: Pad, graph: Graph) -> NodeFunction:
     if node.mode is PadMode.REFLECT:
-        p = node.padding
-        return lambda x: F.pad(x, (p.left, p.right, p.top, p.bottom), mode="reflect")
+        return lambda x: F.pad(x, node.padding.sides, mode="reflect")
     return lambda x: _pad(x, node.padding)
 
 
@@ -232,9 +231,7 @@ def _max_pool(node: MaxPool, graph: Graph) -> NodeFunction:
 
 
 def _pad(value: Tensor, padding: Padding, fill: float = 0.0) -> Tensor:
-    if not padding:
-        return value
-    return F.pad(value, (padding.left, padding.right, padding.top, padding.bottom), value=fill)
+    return F.pad(value, padding.sides, value=fill) if padding else value
 
 
 _FUNCTIONS: dict[type[Node], Callable[..., NodeFunction]] = {
