@@ -1,4 +1,4 @@
-"""What makes a model smaller: calibration and quantization (pruning, QAT and distillation follow).
+"""What makes a model smaller: calibration, quantization, repairs, quantization-aware training, mixed precision.
 
 Not called `compress`: that name is the function `edge_resnet.compress`.
 """

@@ -22,6 +22,8 @@ def calibrate(
 ) -> Ranges:
     """The ranges of all tensors, by an estimator, over batches of images, uint8 [N, H, W, C].
 
+    A recipe's default is mse, which clips; here it is minmax, which does not.
+
     Raises InputError when there is no image, or when a tensor is not finite (the message names the node).
     """
     return estimate(collect(graph, batches), graph, estimator, percentile)
