@@ -85,6 +85,18 @@ def test_the_page_says_how_the_integers_came_about() -> None:
     assert "The other 7 layers" in page
 
 
+@pytest.mark.parametrize(("int8", "said"), [(0.881, "int8 loses no more than that"), (0.8809, "loses more")])
+def test_no_layer_in_float_is_explained(int8: float, said: str) -> None:
+    """The limit is met without one, or by none."""
+    record = filled_record()
+    assert record.sensitivity is not None
+    layers = tuple(dataclasses.replace(layer, kept_float=False) for layer in record.sensitivity.layers)
+    record.sensitivity = dataclasses.replace(
+        record.sensitivity, n=10_000, layers=layers, int8_top1=int8, mixed_top1=None
+    )
+    assert said in _page(_with(record))
+
+
 def test_nncf_is_not_said_to_use_our_estimator() -> None:
     page = _page(_with(dataclasses.replace(filled_record(), quantizer="nncf")))
     assert "chosen by NNCF" in page

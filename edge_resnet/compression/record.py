@@ -18,7 +18,8 @@ __all__ = [
 class StepRecord:
     """The integers after one step: top-1 of the integer reference on `n` images of the val split.
 
-    `sqnr_db`: signal to quantization noise of the logits against the float graph's, on the same images.
+    `sqnr_db`: signal to quantization noise of the logits against the float graph's, on the same images;
+    infinite where there is none.
     `detail`: what the step did, in a few words.
     """
 

@@ -16,6 +16,7 @@ output runs again. That is about half of the graph for each layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -33,10 +34,8 @@ from edge_resnet.graph.nodes import Conv, Input, IntWeights, Linear, Node, Quant
 from edge_resnet.graph.passes.dequantize import real_weights
 from edge_resnet.graph.streams import moves_integers
 
-__all__ = ["MAX_DB", "measure_sensitivity", "rounding_nodes", "sqnr_db"]
+__all__ = ["measure_sensitivity", "rounding_nodes", "sqnr_db"]
 
-# float32 itself is no better than this; an error of 0 has no decibels.
-MAX_DB = 150.0
 # So many float32 values of activations are kept at once: 256 MiB.
 _MOST_VALUES = 2**26
 
@@ -84,11 +83,9 @@ def rounding_nodes(graph: Graph) -> list[Node]:
 
 
 def sqnr_db(signal: float, noise: float) -> float:
-    """Ratio of two energies in decibels, at most MAX_DB."""
-    if noise <= 0:
-        return MAX_DB
+    """Ratio of two energies in decibels; infinite where there is no noise."""
     least = float(np.finfo(np.float32).tiny)
-    return float(min(MAX_DB, 10 * np.log10(max(signal, least) / noise)))
+    return math.inf if noise <= 0 else 10 * math.log10(max(signal, least) / noise)
 
 
 class _Alone:

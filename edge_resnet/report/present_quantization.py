@@ -214,8 +214,13 @@ def _sensitivity_summary(sensitivity: Sensitivity) -> list[str]:
             if sensitivity.mixed_top1 is not None:
                 lost = 100 * (sensitivity.float_top1 - sensitivity.mixed_top1)
                 result += f": {percent(sensitivity.mixed_top1)}, {_lost(lost)}"
-        else:
+        elif (
+            round((sensitivity.float_top1 - sensitivity.int8_top1) * n)
+            <= sensitivity.max_drop / 100 * n + 1e-9
+        ):
             result = "and int8 loses no more than that: no layer was kept in float"
+        else:
+            result = "but int8 loses more, and so would all layers in float: none was kept"
         said.append(f"{allowed}, {result}.")
     return said
 
