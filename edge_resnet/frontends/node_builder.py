@@ -14,6 +14,7 @@ from edge_resnet.frontends.integers import IntegerConstant, integer_weights
 from edge_resnet.frontends.values import Value
 from edge_resnet.graph import nodes as g
 from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.passes.fuse_activations import is_non_negative
 from edge_resnet.graph.streams import moves_integers
 
 __all__ = ["NodeBuilder", "check_finite"]
@@ -47,6 +48,15 @@ class NodeBuilder:
         """The input [C, H, W] as bytes, of which a quantized model says itself what they mean."""
         return replace(self.add(g.Input, "image", shape=shape), axes=self._layout)
 
+    def _real(self, value: Value, quant: g.QuantParams) -> Value:
+        """What the bytes of a raw image stand for: (byte - zero point) * scale."""
+        if "normalize" not in self._shapes:
+            zero, steps = (
+                np.full(3, number, np.float32) for number in (quant.zero_point + 128, 1 / quant.scale)
+            )
+            self.add(g.Normalize, "normalize", value.node, mean=zero, std=steps)
+        return replace(value, node="normalize")
+
     def quantized(self, value: Value, quant: g.QuantParams) -> Value:
         """The value in integers of these parameters; asked again, they must be the same.
 
@@ -54,7 +64,11 @@ class NodeBuilder:
         the ReLU in front of them.
         """
         if not self.keep_integers:
-            if quant.zero_point != -128:
+            if value.node == "image":  # raw bytes: `image` has them behind a Normalize
+                return self._real(value, quant)
+            nodes = {node.name: node for node in self.nodes}
+            # A needless ReLU would stand between a padding and the window that it belongs to.
+            if quant.zero_point != -128 or is_non_negative(nodes[value.node], nodes):
                 return value
             return replace(value, node=self.add(g.Relu, f"{value.node}/cut", value.node).node)
         if self.quants.setdefault(value.node, quant) != quant:
