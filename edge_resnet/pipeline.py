@@ -31,7 +31,7 @@ from edge_resnet.run import Run
 from edge_resnet.run_directory import EvaluationRecord, Probe, write_graph_directory
 from edge_resnet.source_stages import import_source, open_run, open_teacher
 from edge_resnet.targets import Target, parse_targets
-from edge_resnet.training_stages import train_source
+from edge_resnet.training_stages import check_training, train_source
 from edge_resnet.verify.prove import Proofs, prove
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def compress(
 
         import_nncf()
     run = open_run(model, weights, data, output, requantize, parsed, chosen, out, progress, devices)
+    check_training(run)
     open_teacher(run, teacher, teacher_weights)
     existed = run.out.exists()
     check_writable(run.out)

@@ -18,14 +18,17 @@ from edge_resnet.recipe import Qat
 from edge_resnet.run import Run
 from edge_resnet.run_images import CalibrationImages, validation_images
 from edge_resnet.step_meter import StepMeter
-from edge_resnet.training_stages import check_training, teacher_of, train_integers, train_module
+from edge_resnet.training_stages import check_integers, teacher_of, train_integers, train_module
 
 __all__ = ["quantize_source"]
+
+# Less can be chance: of 1,000 images, 20.
+_LOST_IN_TRAINING = 0.02
 
 
 def quantize_source(run: Run) -> None:
     """The run's float graph in integers, as the recipe says. A model that came quantized keeps its own."""
-    check_training(run)
+    check_integers(run)
     if run.quantized is not None:
         _check_kept(run)
         return
@@ -43,9 +46,23 @@ def quantize_source(run: Run) -> None:
             started = time.perf_counter()
             floating, quantized = train_integers(run, floating, quantized, images, _limit(run))
             meter.add("qat", time.perf_counter() - started, quantized, _qat_words(recipe.qat))
+    _note_what_training_lost(run)
     run.quantized = quantized
     if recipe.sensitivity.images:
         _sensitivity(run, floating, quantized)
+
+
+def _note_what_training_lost(run: Run) -> None:
+    """Training with too large a learning rate ends well, with integers that are worse."""
+    if not run.recipe.qat.epochs:
+        return
+    before, after = (step.top1 for step in run.record.steps[-2:])
+    if before is not None and after is not None and before - after > _LOST_IN_TRAINING:
+        run.note(
+            f"training made the integers worse: {before:.2%} before it, {after:.2%} after it, on "
+            f"{run.record.steps[-1].n} images; lower qat.learning_rate "
+            f"(now {run.recipe.qat.learning_rate:g})"
+        )
 
 
 def _check_kept(run: Run) -> None:

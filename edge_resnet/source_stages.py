@@ -79,12 +79,26 @@ def open_teacher(run: Run, teacher: str | None, weights: str | Path | None) -> N
             f"--teacher {teacher}: the recipe has no distillation; set qat.epochs and qat.distill.weight "
             "(--recipe qat-distill has both)"
         )
-    source = open_model(teacher, Path(weights) if weights else None, len(run.images.classes), 0)
+    named = f"--teacher {teacher}"
+    source = open_model(
+        teacher, Path(weights) if weights else None, len(run.images.classes), 0, keep_integers=False
+    )
+    if any("random weights" in note for note in source.notes):
+        raise InputError(f"{named}: no weights; give --teacher-weights FILE: random weights teach nothing")
     for note in source.notes:
         run.note(f"teacher: {note}")
     declared = {**run.preprocess.to_json(), **source.preprocess_defaults}
     seen = replace(resolve_preprocess(declared, {}), size=run.preprocess.size)
-    run.teacher = import_graph(source, seen)
+    try:
+        run.teacher = import_graph(source, seen)
+    except InputError as error:
+        raise InputError(f"{named} must take the same images as {run.model.name}: {error}") from error
+    classes = len(run.images.classes)
+    if run.teacher.output_shape != (classes,):
+        raise InputError(
+            f"{named} answers {'x'.join(map(str, run.teacher.output_shape))} values, but the data has "
+            f"{classes} classes: a teacher needs the same classes"
+        )
 
 
 def import_source(run: Run) -> None:
@@ -131,10 +145,15 @@ def _calibration_batches(run: Run) -> Iterator[np.ndarray]:
 
 
 def _check_images(run: Run, graph: Graph) -> np.ndarray:
-    """Random images, and some of the data's."""
+    """Random images, and some of the data's.
+
+    Only the data's where a quantized source is read as floats: its integers cut off what its calibration did
+    not see, and random images are nothing but that.
+    """
     random, train = random_images(graph), run.images.split("train")
     chosen = train.order(run.recipe.seed)[:_CHECK_IMAGES]
     if not len(chosen):
         return random
     batches = train.batches(chosen, run.preprocess, _CHECK_IMAGES, run.recipe.evaluate.skip_corrupt)
-    return np.concatenate([random, *(batch.pixels for batch in batches)])
+    seen = [batch.pixels for batch in batches]
+    return np.concatenate(seen if run.requantize and seen else [random, *seen])

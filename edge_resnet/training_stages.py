@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edge_resnet.compression.distillation import Teacher
     from edge_resnet.training import Task
 
-__all__ = ["check_training", "teacher_of", "train_integers", "train_module", "train_source"]
+__all__ = ["check_integers", "check_training", "teacher_of", "train_integers", "train_module", "train_source"]
 
 _BATCH_NORM_BATCHES = 8
 
@@ -39,7 +39,6 @@ def train_source(run: Run) -> None:
         return
     if not isinstance(run.model, TorchModel):
         raise InputError(f"{run.model.source}: only torch models are trained; leave train.epochs at 0")
-    _check_apart(run)
     check_classes(run, import_graph(run.model, run.preprocess))  # before hours of training, not after
     train_module(run, FloatTask(run.model.module, run.preprocess, settings), settings)
     record = run.record.training[-1]
@@ -55,12 +54,28 @@ def train_source(run: Run) -> None:
 
 
 def check_training(run: Run) -> None:
-    """Whether the integers can be trained as the recipe says: before any time is spent on them."""
+    """Whether all is there that the recipe's training needs, before any work. Raises InputError and
+    MissingToolError."""
+    from edge_resnet.training import check_start
+
+    train, val = (run.images.split(name) for name in ("train", "val"))
+    for name, settings in (("train", run.recipe.train), ("qat", run.recipe.qat)):
+        if not settings.epochs:
+            continue
+        if not set(train.paths).isdisjoint(val.paths):
+            raise InputError(
+                f"{run.images.source}: training needs images apart from those that accuracy is measured on: "
+                "put them into train/CLASS and val/CLASS"
+            )
+        check_start(name, settings, len(train), run.devices)
+
+
+def check_integers(run: Run) -> None:
+    """Whether the integers can be trained as the recipe says, now that the model is imported."""
     from edge_resnet.compression.distillation import check_teacher
 
     if not run.recipe.qat.epochs:
         return
-    _check_apart(run)
     if run.quantized is not None:
         raise InputError(
             f"{run.model.source}: the model came quantized, and its integers are kept; --requantize chooses "
@@ -126,14 +141,6 @@ def train_module(run: Run, task: Task, settings: Optimization, teacher: str | No
     run.record.training.append(replace(record, teacher=teacher))
     if record.resumed_at:
         run.mark_resumed()
-
-
-def _check_apart(run: Run) -> None:
-    if not set(run.images.split("train").paths).isdisjoint(run.images.split("val").paths):
-        raise InputError(
-            f"{run.images.source}: training needs images apart from those that accuracy is measured on: put "
-            "them into train/CLASS and val/CLASS"
-        )
 
 
 def _identity(run: Run, settings: Optimization, module: nn.Module) -> str:

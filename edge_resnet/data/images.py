@@ -206,6 +206,11 @@ def _choose_splits(source: str, found: dict[str, Entries]) -> tuple[Entries, Ent
         raise InputError(f"{source}: has train but no val or test folder; accuracy needs images kept apart")
     if "" not in found:
         raise InputError(f"{source}: the images are not in {{train,val|test}}/CLASS folders")
+    if {label.lower() for label, _ in found[""]} <= {"train", *_VALIDATION}:
+        raise InputError(
+            f"{source}: the images lie in {_first(sorted({label for label, _ in found['']}))} without their "
+            "classes; put them into train/CLASS and val/CLASS"
+        )
     note = f"{source} has no train and val folders: calibration and evaluation share the images"
     return found[""], found[""], (note,)
 

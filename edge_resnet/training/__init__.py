@@ -5,7 +5,7 @@
 
 from edge_resnet.training.checkpoint import identity_of, weights_digest
 from edge_resnet.training.launch import WorkerDone, is_worker, leave_worker
-from edge_resnet.training.loop import fit
+from edge_resnet.training.loop import check_start, fit
 from edge_resnet.training.optimizer import decayed, one_cycle
 from edge_resnet.training.ranks import mean_over_ranks, var_mean_over_ranks
 from edge_resnet.training.task import FloatTask, LiveMetrics, Task, check_logits, show_on
@@ -17,6 +17,7 @@ __all__ = [
     "Task",
     "WorkerDone",
     "check_logits",
+    "check_start",
     "decayed",
     "fit",
     "identity_of",

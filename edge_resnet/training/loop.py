@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edge_resnet.compression.record import EpochRecord, TrainingRecord
 from edge_resnet.data.images import ImageSplit
 from edge_resnet.data.preprocess import Preprocess
-from edge_resnet.errors import InputError, MissingToolError
+from edge_resnet.errors import GraphError, InputError, MissingToolError
 from edge_resnet.progress import Advance
 from edge_resnet.recipe import Optimization
 from edge_resnet.training.checkpoint import Checkpoints, Position
@@ -27,7 +27,7 @@ from edge_resnet.training.optimizer import make_optimizer, set_rate
 from edge_resnet.training.ranks import Ranks
 from edge_resnet.training.task import LiveMetrics, Task
 
-__all__ = ["fit"]
+__all__ = ["check_start", "fit"]
 
 # A checkpoint is at most 60 s old; the rest is for the step that is under way, and for writing.
 _CHECKPOINT_SECONDS = 45.0
@@ -57,8 +57,7 @@ def fit(
     """
     if not settings.epochs:
         return TrainingRecord(task.name, (), (), 0, 0.0)
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise MissingToolError(f"{task.name}.device=cuda: this torch sees no CUDA device; leave it at cpu")
+    check_start(task.name, settings, len(split), devices)
     checkpoints = None if state is None else Checkpoints(state, task.name, identity)
     job = _Job(task, split, preprocess, settings, seed, checkpoints, advance, report, skip_corrupt)
     saved = None if checkpoints is None or is_worker() else checkpoints.read()
@@ -68,6 +67,19 @@ def fit(
         else:
             _ = job.images  # decoded before processes are forked: they share the memory
     return launch(lambda ranks: _train(job, ranks, saved), devices, settings.device, task.autocast(settings))
+
+
+def check_start(name: str, settings: Optimization, images: int, devices: int) -> None:
+    """What is known before an image is decoded. `name`: the recipe's section; `images` to train on.
+
+    Raises MissingToolError where there is no such device, InputError where a step has no image for some of
+    the processes.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise MissingToolError(f"{name}.device=cuda: this torch sees no CUDA device; leave it at cpu")
+    batch = min(settings.batch, images)
+    if batch < devices:
+        raise InputError(f"--devices {devices}: {batch} images a step are too few for {devices} processes")
 
 
 @dataclass(frozen=True)
@@ -188,8 +200,11 @@ class _Loop:
         self.task.on_step(self.done, self.total)
         set_rate(self.optimizer, self.settings, self.done / self.total)
         labels = torch.from_numpy(portion.labels).to(ranks.device)
-        with ranks.autocast():
-            loss, logits = self.task.loss(self.module, inputs.to(ranks.device), labels)
+        try:
+            with ranks.autocast():
+                loss, logits = self.task.loss(self.module, inputs.to(ranks.device), labels)
+        except GraphError as error:  # weights or ranges that no scale can hold any more
+            raise self._diverged(str(error), self.done + 1) from error
         if ranks.world > 1:
             loss = loss * (len(labels) / portion.count)
         correct = (logits.detach().argmax(1) == labels).sum()
