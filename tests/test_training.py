@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -109,6 +110,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     [
         ({}, 2**30),
         ({"optimizer": "adamw", "precision": "float32", "learning_rate": 0.01}, 2**30),
+        ({"average": 0.9}, 2**30),
         ({"epochs": 2}, 0),  # images are decoded again in each epoch
     ],
 )
@@ -130,6 +132,28 @@ def test_interrupted_training_comes_to_the_same_bits(
     ]
     assert (whole.resumed_at, record.resumed_at) == ((), (1, 2, 4))
     assert record.images == whole.images == 24
+
+
+class Watched(FloatTask):
+    """Keeps the weights before each step."""
+
+    seen: ClassVar[list[list[torch.Tensor]]] = []
+
+    def on_step(self, step: int, total: int) -> None:
+        self.seen.append([p.detach().clone() for p in self.module.parameters()])
+
+
+def test_the_average_of_the_weights_comes_out(split: ImageSplit) -> None:
+    """Against a plain loop over the weights after each step."""
+    Watched.seen.clear()
+    last, _ = train(split, kind=Watched)
+    averaged, _ = train(split, SETTINGS.model_copy(update={"average": 0.75}))
+    expected, *after = [*Watched.seen, list(last.parameters())]
+    for weights in after:
+        expected = [0.75 * mean + 0.25 * weight for mean, weight in zip(expected, weights, strict=True)]
+    assert len(after) == STEPS
+    for found, mean in zip(averaged.parameters(), expected, strict=True):
+        assert torch.allclose(found, mean, atol=1e-6)
 
 
 def test_what_is_finished_is_loaded(
@@ -313,20 +337,6 @@ def test_batch_norm_is_torchs(affine: bool) -> None:
         results.append((y.detach(), inputs.grad, *running))
     for first, second in zip(*results, strict=True):
         assert torch.allclose(first, second, rtol=1e-10, atol=1e-12)
-
-
-def test_groups_have_rates_of_their_own(split: ImageSplit) -> None:
-    class Halves(FloatTask):
-        def parameter_groups(self, settings: Optimization) -> list[dict]:
-            weights = list(self.module.parameters())
-            return [{"params": weights[:1], "lr_scale": 0.0}, {"params": weights[1:], "lr_scale": 1.0}]
-
-    module, _ = train(split, kind=Halves)
-    torch.manual_seed(0)
-    before = list(ZOO["demo"].build(3).parameters())
-    moved = [not torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True)]
-    assert moved[0] is False
-    assert all(moved[1:])
 
 
 def test_progress_has_figures_beside_the_bar(split: ImageSplit) -> None:

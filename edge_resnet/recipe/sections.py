@@ -45,7 +45,8 @@ class Optimization(_Section):
     `warmup` of all steps. `weight_decay` spares biases and batch normalization. `flip`: mirrored images,
     wrong for digits and letters. `crop_padding`: pixels of random shift. `crop_area`: random crops of at
     least this part of the image, enlarged to its size; 1.0: none. `precision` is the arithmetic's; weights
-    are float32. `batch` is the number of images of a step, over all devices.
+    are float32. `batch` is the number of images of a step, over all devices. `average`: what comes out is the
+    exponential moving average of the weights with this decay a step; 0: the last step's weights.
     """
 
     epochs: int = Field(default=0, ge=0)
@@ -55,6 +56,7 @@ class Optimization(_Section):
     warmup: float = Field(default=0.25, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    average: float = Field(default=0.0, ge=0, lt=1)
     flip: bool = True
     crop_padding: int = Field(default=4, ge=0, le=256)
     crop_area: float = Field(default=1.0, gt=0, le=1)

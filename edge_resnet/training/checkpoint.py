@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from edge_resnet.compression.record import EpochRecord, TrainingRecord
 from edge_resnet.errors import InputError
 from edge_resnet.files import atomic_write, check_regular_file
+from edge_resnet.training.average import WeightAverage
 
 __all__ = ["Checkpoints", "Position", "identity_of", "weights_digest"]
 
 _FILE = "checkpoint.safetensors"
-_MODULE, _OPTIMIZER = "module/", "optimizer/"
+_MODULE, _OPTIMIZER, _AVERAGE = "module/", "optimizer/", "average/"
 
 
 @dataclass
@@ -107,14 +108,22 @@ class Checkpoints:
         except (ValueError, TypeError, KeyError) as error:
             raise self._damaged(str(error)) from error
 
-    def restore(self, content: bytes, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        """Put module and optimizer where they were, in the memory layout that the parameters have now.
+    def restore(
+        self,
+        content: bytes,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        average: WeightAverage | None = None,
+    ) -> None:
+        """Put all of them where they were, in the memory layout that the parameters have now.
 
         A layout of its own would let other instructions run, with other last bits.
         """
         try:
             tensors = load(content)
             module.load_state_dict(_below(_MODULE, tensors))
+            if average is not None:
+                average.restore(_below(_AVERAGE, tensors))
             parameters = [] if optimizer is None else _parameters(optimizer)
             for name, value in _below(_OPTIMIZER, tensors).items():
                 index, _, key = name.partition("/")
@@ -122,12 +131,20 @@ class Checkpoints:
                     parameter = parameters[int(index)]
                     like = parameter if value.shape == parameter.shape else value
                     optimizer.state[parameter][key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
-        except (SafetensorError, RuntimeError, ValueError, IndexError) as error:
+        except (SafetensorError, RuntimeError, ValueError, LookupError) as error:
             raise self._damaged(str(error).splitlines()[0]) from error
 
-    def write(self, module: nn.Module, optimizer: torch.optim.Optimizer | None, position: Position) -> None:
+    def write(
+        self,
+        module: nn.Module,
+        position: Position,
+        optimizer: torch.optim.Optimizer | None = None,
+        average: WeightAverage | None = None,
+    ) -> None:
         """Replace the checkpoint. Raises InputError when it cannot; the one before it is then as it was."""
         tensors = {_MODULE + name: value for name, value in module.state_dict().items()}
+        if average is not None:
+            tensors |= {_AVERAGE + name: value for name, value in average.values.items()}
         for index, parameter in enumerate([] if optimizer is None else _parameters(optimizer)):
             assert optimizer is not None
             for key, value in optimizer.state[parameter].items():

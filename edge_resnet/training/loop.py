@@ -20,6 +20,7 @@ from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import GraphError, InputError, MissingToolError
 from edge_resnet.progress import Advance
 from edge_resnet.recipe import Optimization
+from edge_resnet.training.average import WeightAverage
 from edge_resnet.training.checkpoint import Checkpoints, Position
 from edge_resnet.training.data import Portion, TrainingImages, one_ahead, step_seed
 from edge_resnet.training.launch import is_worker, launch, under_torchrun
@@ -106,7 +107,7 @@ def _train(job: _Job, ranks: Ranks, saved: bytes | None) -> TrainingRecord:
         assert job.checkpoints is not None
         position = job.checkpoints.position(saved)
         if position.finished:
-            job.checkpoints.restore(saved, module, None)
+            job.checkpoints.restore(saved, module)
             module.eval()
             job.advance(job.settings.epochs * len(job.split))
             position.resumed_at.append(position.total)
@@ -138,6 +139,7 @@ class _Loop:
         self.module = self.task.module.train().to(ranks.device)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.task.parameter_groups(self.settings), self.settings)
+        self.average = WeightAverage(self.module, self.settings.average)
         self.total = self.settings.epochs * self.images.steps
         self.position = Position(images=self.images.steps * self.images.batch, total=self.total)
         self.last_saved: int | None = None
@@ -146,7 +148,7 @@ class _Loop:
         self.report = job.report if ranks.rank == 0 else lambda live: None
         if saved is not None:
             assert job.checkpoints is not None
-            job.checkpoints.restore(saved, self.module, self.optimizer)
+            job.checkpoints.restore(saved, self.module, self.optimizer, self.average)
             self.position = job.checkpoints.position(saved)
             self.position.resumed_at.append(self.done)
             self.last_saved = self.done
@@ -166,6 +168,7 @@ class _Loop:
             while self.position.epoch < self.settings.epochs:
                 self._epoch()
         self._check_finite()
+        self.average.take()
         self.position.finished = True
         self._save(finished=True)
         return self.position.record(self.task.name)
@@ -215,6 +218,7 @@ class _Loop:
         ranks.backward(loss)
         ranks.sum_gradients([p for group in self.optimizer.param_groups for p in group["params"]])
         self.optimizer.step()
+        self.average.update()
         return value, int(right)
 
     def _count(self, portion: Portion, loss: float, correct: int) -> None:
@@ -260,7 +264,10 @@ class _Loop:
             return
         self._check_finite()
         self._time()
-        self.job.checkpoints.write(self.module, None if finished else self.optimizer, self.position)
+        if finished:
+            self.job.checkpoints.write(self.module, self.position)
+        else:
+            self.job.checkpoints.write(self.module, self.position, self.optimizer, self.average)
         self.last_saved = self.done
 
     def _check_finite(self) -> None:
