@@ -27,7 +27,7 @@ from edge_resnet.export.onnx import onnx_bytes
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers
 from edge_resnet.graph.reference import ReferenceExecutor, dequantize
-from edge_resnet.recipe import Export
+from edge_resnet.recipe import Calibration, Export
 from edge_resnet.runners.onnxruntime import OnnxRuntimeRunner
 from edge_resnet.targets import TARGETS
 from edge_resnet.verify.parity import ParityTally
@@ -47,7 +47,8 @@ def main() -> None:
     train, test = cifar(data)
     graph, preprocess = floating("resnet20", data / "resnet20-cifar10.pt")
     ready = lower_for_integers(graph)
-    ranges = calibrate(ready, np.array_split(pixels_of(train, preprocess, CALIBRATION_IMAGES)[0], 16))
+    batches = np.array_split(pixels_of(train, preprocess, CALIBRATION_IMAGES)[0], 16)
+    ranges = calibrate(ready, batches, Calibration().estimator)
     graphs = {name: quantize(ready, ranges, limit) for name, limit in LIMITS.items()}
     pixels, labels = pixels_of(test, preprocess, 10_000)
 
@@ -70,6 +71,7 @@ def main() -> None:
             "qemu": version.stdout.splitlines()[0],
             "images": count,
             "calibration_images": CALIBRATION_IMAGES,
+            "estimator": Calibration().estimator,
             "weights": rows,
         },
     )

@@ -102,7 +102,9 @@ def _nncf(folder: Path, calibration: np.ndarray, backend: str) -> Iterator[Varia
             name = f"nncf-{preset.value}-{'fast' if fast else 'exact'}"
             setting = f"{preset.value}, {'fast' if fast else 'exact'} bias correction"
             file, size = _nncf_save(folder, name, quantized, backend)
-            yield Variant(setting, backend, file, size, seconds, "float.onnx", backend)
+            # OpenVINO itself computes a float model in bfloat16 where the CPU has it: its float is torch's.
+            floating = ("float.pt2", "torch") if backend == "openvino" else ("float.onnx", backend)
+            yield Variant(setting, backend, file, size, seconds, *floating)
 
 
 def _nncf_source(folder: Path, calibration: np.ndarray, backend: str) -> tuple[Any, list[Any]]:
