@@ -98,7 +98,7 @@ def test_costs_without_images_or_with_another_graph_are_refused() -> None:
         measure_sensitivity(other, integers, random_pixels(other, 2), np.zeros(2, np.int64))
 
 
-def test_no_error_has_a_finite_number_of_decibels() -> None:
+def test_decibels() -> None:
     assert sqnr_db(1.0, 0.0) == np.inf
     assert sqnr_db(100.0, 1.0) == pytest.approx(20.0)
     assert np.isfinite(sqnr_db(0.0, 1.0))

@@ -20,9 +20,6 @@ from edge_resnet.training import check_logits, decayed
 
 __all__ = ["QatTask", "trained_graph"]
 
-# Of the weights' learning rate: that of the logarithms of learned scales.
-_SCALE_RATE = 1.0
-
 
 @dataclass(frozen=True, eq=False)
 class QatTask:
@@ -46,12 +43,7 @@ class QatTask:
         return distillation_loss(logits, answers, labels, self.settings.distill, smoothing), logits
 
     def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
-        scales = [p for name, p in self.module.named_parameters() if name.endswith("log_scale")]
-        groups = decayed(self.module, settings)
-        for group in groups:
-            group["params"] = [p for p in group["params"] if not any(p is scale for scale in scales)]
-        learned = {"params": scales, "weight_decay": 0.0, "lr_scale": _SCALE_RATE}
-        return [*groups, *([learned] if scales else [])]
+        return decayed(self.module, settings)  # scales have one axis, as biases have: they do not decay
 
     def on_step(self, step: int, total: int) -> None:
         self.module.before_step(step, total)

@@ -41,10 +41,10 @@ def make_optimizer(groups: list[dict[str, Any]], settings: Optimization) -> torc
 
 
 def set_rate(optimizer: torch.optim.Optimizer, settings: Optimization, done: float) -> None:
-    """The learning rate when `done` (0 to 1) of all steps are done, times each group's `lr_scale`."""
+    """The learning rate when `done` (0 to 1) of all steps are done."""
     rate = settings.learning_rate * one_cycle(done, settings.warmup)
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
+        group["lr"] = rate
 
 
 def one_cycle(done: float, warmup: float) -> float:

@@ -46,7 +46,7 @@ class Task(Protocol):
         ...
 
     def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
-        """For the optimizer. A group may carry `lr_scale`, a factor of the learning rate."""
+        """For the optimizer: which parameters decay."""
         ...
 
     def on_step(self, step: int, total: int) -> None:
