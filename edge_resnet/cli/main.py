@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edge_resnet.errors import EdgeResnetError
+from edge_resnet.targets import TARGETS
 from edge_resnet.version import __version__
 
 __all__ = ["app", "main"]
@@ -89,10 +90,7 @@ def compress(
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(
-            help="tflite-int8, -fp32, -fp16; onnx-int8, -fp32, -fp16; coreml-int8, -fp16, -palette8, "
-            "-palette6, -palette4 (repeatable)."
-        ),
+        typer.Option(help=f"{', '.join(TARGETS)} (repeatable)."),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe (YAML), or the name of a ready one (`edge-resnet recipes`).")
