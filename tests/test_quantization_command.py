@@ -299,7 +299,11 @@ def test_what_is_not_there_is_told_before_any_work(
 
 def test_max_drop_tells_which_layers_stay_in_float(edge_resnet: Command, tmp_path: Path) -> None:
     small = settings(qat__epochs=0, sensitivity__images=60)
-    report = compressed(edge_resnet, tmp_path / "run", "--max-drop", "0.5", *small)
+    out = tmp_path / "run"
+    code, _, err = edge_resnet("compress", "demo", "--max-drop", "0.5", *small, "--out", out)
+    assert code == 0
+    assert "0.5 points may be lost (sensitivity.max_drop)" in " ".join(err.split())
+    report = json.loads((out / "report.json").read_text())
     sensitivity = report["quantization"]["sensitivity"]
     assert (sensitivity["max_drop"], sensitivity["n"]) == (0.5, 60)
     assert len(sensitivity["layers"]) > 8

@@ -50,15 +50,17 @@ def print_summary(report: Report, console: Console, directory: Path | None = Non
 
 
 def _quantization(part: QuantizationPage) -> list[str]:
-    """The steps' accuracies in one sentence, each training, and what was kept in float."""
+    """The steps' accuracies in one sentence, each training, and what --max-drop came to."""
     lines = []
     counted = [step for step in part.steps if step.top1.reason is None]
     if counted:
         steps = ", ".join(f"{step.name} {step.top1.text}" for step in counted)
         lines.append(f"Top-1 of the integer reference, measured: {steps}.")
     lines += [f"{training.title}: {training.summary}" for training in part.training]
-    if part.sensitivity is not None and any(layer.kept_float for layer in part.sensitivity.layers):
-        lines += [part.sensitivity.summary[-1], *part.sensitivity.notes]
+    if part.sensitivity is not None and part.sensitivity.source.max_drop is not None:
+        lines.append(part.sensitivity.summary[-1])
+        if any(layer.kept_float for layer in part.sensitivity.layers):
+            lines += part.sensitivity.notes
     return lines
 
 
