@@ -46,7 +46,7 @@ class Optimization(_Section):
     wrong for digits and letters. `crop_padding`: pixels of random shift. `crop_area`: random crops of at
     least this part of the image, enlarged to its size; 1.0: none. `precision` is the arithmetic's; weights
     are float32. `batch` is the number of images of a step, over all devices. `average`: what comes out is the
-    exponential moving average of the weights with this decay a step; 0: the last step's weights.
+    exponential moving average of the weights, over about this part of all steps; 0: the last step's weights.
     """
 
     epochs: int = Field(default=0, ge=0)
@@ -56,7 +56,7 @@ class Optimization(_Section):
     warmup: float = Field(default=0.25, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    average: float = Field(default=0.0, ge=0, lt=1)
+    average: float = Field(default=0.0, ge=0, le=1)
     flip: bool = True
     crop_padding: int = Field(default=4, ge=0, le=256)
     crop_area: float = Field(default=1.0, gt=0, le=1)
@@ -89,7 +89,7 @@ class Qat(Optimization):
     """
 
     learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
-    average: float = Field(default=0.999, ge=0, lt=1)
+    average: float = Field(default=1.0, ge=0, le=1)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
     scales: Literal["fixed", "moving-average", "learned"] = "fixed"

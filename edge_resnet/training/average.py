@@ -16,11 +16,11 @@ __all__ = ["WeightAverage"]
 
 
 class WeightAverage:
-    """Of the parameters that are trained; buffers stay as they are. `decay` 0: no average is kept."""
+    """Of the parameters that are trained, over about `steps` steps; buffers stay as they are. 0: none."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self._decay = decay
-        self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad} if decay else {}
+    def __init__(self, module: nn.Module, steps: float) -> None:
+        self._weight = 1 / max(1.0, steps)
+        self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad} if steps else {}
         self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
@@ -28,7 +28,7 @@ class WeightAverage:
         """After a step."""
         if self.values:
             torch._foreach_lerp_(
-                list(self.values.values()), [p.detach() for p in self._parameters.values()], 1 - self._decay
+                list(self.values.values()), [p.detach() for p in self._parameters.values()], self._weight
             )
 
     @torch.no_grad()

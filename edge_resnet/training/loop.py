@@ -139,8 +139,8 @@ class _Loop:
         self.module = self.task.module.train().to(ranks.device)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.task.parameter_groups(self.settings), self.settings)
-        self.average = WeightAverage(self.module, self.settings.average)
         self.total = self.settings.epochs * self.images.steps
+        self.average = WeightAverage(self.module, self.settings.average * self.total)
         self.position = Position(images=self.images.steps * self.images.batch, total=self.total)
         self.last_saved: int | None = None
         # One process tells how it goes on.
