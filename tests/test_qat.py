@@ -246,7 +246,7 @@ def test_training_repairs_what_rounding_broke(tmp_path: Path) -> None:
     """Weights of three bits, so that there is something to repair; the file is the module, bit for bit."""
     model = open_model("demo", None, 10, 0)
     preprocess = resolve_preprocess(model.preprocess_defaults, {})
-    options = Qat(epochs=1, learning_rate=5e-4, flip=False, crop_padding=1, batch=32)
+    options = Qat(epochs=1, learning_rate=5e-4, flip=False, crop_padding=1, batch=32, average=0.2)
     before, after, pixels, labels = trained(
         import_graph(model, preprocess), "demo", preprocess, 3, options, 1000
     )
@@ -263,7 +263,7 @@ def test_training_improves_on_rounding_on_real_images(shared_data: Path) -> None
     """ResNet-20 with weights of three bits, on 4,000 real images: most of what PTQ loses comes back."""
     model = open_model("resnet20", shared_data / "resnet20-cifar10.pt", 10, 0)
     preprocess = resolve_preprocess(model.preprocess_defaults, {})
-    options = Qat(epochs=1, learning_rate=5e-4)
+    options = Qat(epochs=1, learning_rate=5e-4, average=0.2)
     before, after, pixels, labels = trained(
         import_graph(model, preprocess), str(shared_data / "cifar10-jpeg.zip"), preprocess, 3, options, 4000
     )
