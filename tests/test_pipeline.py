@@ -265,7 +265,7 @@ def test_bad_input_is_one_line_and_exit_2(
         ),
         (
             ("compress", "resnet20", *data, "--set", "calibration.images=x"),
-            "calibration.images: Input should be",
+            "calibration.images: expected an integer",
         ),
         (("compress", "resnet20", *data, "--set", "nonsense"), "write KEY=VALUE"),
         (("compress", "resnet20", *data, "--recipe", tmp_path / "r.yaml"), "cannot read the recipe"),
