@@ -45,7 +45,7 @@ def quantize_source(run: Run) -> None:
         if recipe.qat.epochs:
             started = time.perf_counter()
             floating, quantized = train_integers(run, floating, quantized, images, _limit(run))
-            meter.add("qat", time.perf_counter() - started, quantized, _qat_words(recipe.qat))
+            meter.add("qat", _qat_seconds(run, started), quantized, _qat_words(recipe.qat))
     _note_what_training_lost(run)
     run.quantized = quantized
     if recipe.sensitivity.images:
@@ -86,6 +86,11 @@ def _check_kept(run: Run) -> None:
 
 def _limit(run: Run) -> int:
     return PORTABLE_LIMIT if run.recipe.portable_x86 else 127
+
+
+def _qat_seconds(run: Run, started: float) -> float:
+    """Of all runs that trained, where this one went on from a checkpoint."""
+    return max(time.perf_counter() - started, run.record.training[-1].seconds)
 
 
 def _qat_words(qat: Qat) -> str:
@@ -152,7 +157,7 @@ def _quantize_with_nncf(
         task = NncfTask(model.module, floating.input, qat, teacher)
         train_module(run, task, qat, None if teacher is None else teacher.name)
         result = model.quantized()
-        meter.add("qat", time.perf_counter() - started, result.graph, f"NNCF, {_qat_words(qat)}")
+        meter.add("qat", _qat_seconds(run, started), result.graph, f"NNCF, {_qat_words(qat)}")
     for note in result.notes:
         run.note(note)
     return result.floating, result.graph

@@ -124,7 +124,10 @@ def test_what_is_trained_is_loaded_and_another_recipe_refused(edge_resnet: Comma
     report = compressed(edge_resnet, run, *TARGETS, *settings(portable_x86="true"))
     assert artifacts(run) == first
     assert {stage["name"]: stage["resumed"] for stage in report["stages"]}["qat"] is True
-    assert report["quantization"]["training"][0]["resumed_at"] == [10]
+    (training,) = report["quantization"]["training"]
+    assert training["resumed_at"] == [10]
+    assert report["quantization"]["steps"][1]["seconds"] >= training["seconds"]
+    assert "loaded from the checkpoint of an earlier run" in (run / "report.md").read_text()
     for change in ({"qat__learning_rate": 0.001}, {"portable_x86": "false"}):
         said = refused(edge_resnet, run, "demo", *settings(**{"portable_x86": "true", **change}))
         assert f"{checkpoint(run)}: the checkpoint of another model, recipe or data set" in said

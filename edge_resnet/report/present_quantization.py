@@ -161,9 +161,12 @@ def _training(training: Training) -> TrainingPart:
         f"in {seconds_words(training.seconds)}"
     ]
     said.append("no teacher" if training.teacher is None else f"teacher: {training.teacher}")
-    if training.resumed_at:
-        steps = join([f"{step:,}" for step in training.resumed_at])
-        said.append(f"interrupted, and continued from a checkpoint after step {steps}")
+    last = training.losses[-1][0] if training.losses else None
+    steps = [f"{step:,}" for step in training.resumed_at if step != last]
+    if last in training.resumed_at:
+        said.append("loaded from the checkpoint of an earlier run")
+    if steps:
+        said.append(f"interrupted, and continued from a checkpoint after step {join(steps)}")
     return TrainingPart(
         title=title or training.name,
         summary="; ".join(said) + ".",
