@@ -88,7 +88,7 @@ class Qat(Optimization):
     folded inside each step, with its statistics fixed from `freeze_batch_norm` of all steps on.
     """
 
-    learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
     average: float = Field(default=1.0, ge=0, le=1)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
