@@ -1,6 +1,6 @@
 """The stages of `compress`, in order: open, train, import, quantize, export, prove, benchmark, report.
 
-The first three are in source_stages.py, the fourth in quantization_stages.py.
+The first four are in stages/.
 
 Everything is written into a folder beside the final place and moved there in the end, so that a run that
 fails or is interrupted leaves what was there before.
@@ -25,13 +25,13 @@ from edge_resnet.files import check_writable, replace_directory
 from edge_resnet.graph.mixed_executor import MixedExecutor
 from edge_resnet.graph.passes import fold_normalization_std
 from edge_resnet.progress import Progress, SilentProgress
-from edge_resnet.quantization_stages import quantize_source
 from edge_resnet.recipe import load_recipe
 from edge_resnet.run import Run
 from edge_resnet.run_directory import EvaluationRecord, Probe, write_graph_directory
-from edge_resnet.source_stages import import_source, open_run, open_teacher
+from edge_resnet.stages.quantization import quantize_source
+from edge_resnet.stages.source import import_source, open_run, open_teacher
+from edge_resnet.stages.training import check_training, train_source
 from edge_resnet.targets import Target, parse_targets
-from edge_resnet.training_stages import check_training, train_source
 from edge_resnet.verify.prove import Proofs, prove
 
 if TYPE_CHECKING:

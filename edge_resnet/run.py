@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edge_resnet.compression.record import QuantizationRecord
 from edge_resnet.data.images import ImageData
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.frontends.sources import SourceModel
 from edge_resnet.graph.graph import Graph
 from edge_resnet.progress import Progress
+from edge_resnet.quantization_record import QuantizationRecord
 from edge_resnet.recipe import Recipe
 from edge_resnet.runners.base import Runner
 from edge_resnet.targets import Target

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from edge_resnet.compression.record import (
+from edge_resnet.quantization_record import (
     EpochRecord,
     LayerCost,
     QuantizationRecord,

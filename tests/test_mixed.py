@@ -19,7 +19,6 @@ from edge_resnet.cli.compress import _limited_drop
 from edge_resnet.compression.calibrate import calibrate
 from edge_resnet.compression.mixed import choose_float_layers, keep_in_float
 from edge_resnet.compression.quantize import quantize, quantize_weights
-from edge_resnet.compression.record import SensitivityRecord
 from edge_resnet.compression.sensitivity import measure_sensitivity, rounding_nodes
 from edge_resnet.errors import GraphError, InputError
 from edge_resnet.graph import nodes as g
@@ -30,6 +29,7 @@ from edge_resnet.graph.passes import lower_for_integers, simplify
 from edge_resnet.graph.reference import ReferenceExecutor
 from edge_resnet.graph.storage import graph_from_files, graph_to_files
 from edge_resnet.graph.text import graph_to_text
+from edge_resnet.quantization_record import SensitivityRecord
 from edge_resnet.recipe import Export
 from edge_resnet.run_directory import Probe
 from edge_resnet.targets import TARGETS

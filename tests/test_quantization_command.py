@@ -232,10 +232,10 @@ def test_no_space_in_mid_training(
     out, written = tmp_path / "run", loop.Checkpoints.write
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def write(self: loop.Checkpoints, module: Any, optimizer: Any, position: Any) -> None:
+    def write(self: loop.Checkpoints, module: Any, position: Any, *state: Any) -> None:
         if position.step == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-        written(self, module, optimizer, position)
+        written(self, module, position, *state)
 
     arguments = ("compress", "demo", *TARGETS, *settings(portable_x86="true"), "--out", out)
     with monkeypatch.context() as patched:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from edge_resnet.compression.record import QuantizationRecord, StepRecord
+from edge_resnet.quantization_record import QuantizationRecord, StepRecord
 from edge_resnet.report import curves
 from edge_resnet.report.assemble import quantization_part
 from edge_resnet.report.figures import Reasons

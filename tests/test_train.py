@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edge_resnet.compression.record import TrainingRecord
 from edge_resnet.data.images import ImageSplit, open_images
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.frontends.weights import load_into, load_state_dict_file
 from edge_resnet.models.zoo import ZOO
 from edge_resnet.progress import Advance
+from edge_resnet.quantization_record import TrainingRecord
 from edge_resnet.recipe import Recipe, Train, load_recipe
 from edge_resnet.training import FloatTask, data, fit, one_cycle, save_trained, trained_path
 from edge_resnet.training.augment import Changes, draw_changes

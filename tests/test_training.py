@@ -26,12 +26,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from edge_resnet.cli.console import ConsoleProgress
-from edge_resnet.compression.record import TrainingRecord
 from edge_resnet.data.images import ImageSplit, open_images
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.models.zoo import ZOO
 from edge_resnet.progress import SilentProgress
+from edge_resnet.quantization_record import TrainingRecord
 from edge_resnet.recipe import Optimization, Train
 from edge_resnet.training import FloatTask, LiveMetrics, data, fit, identity_of, loop, show_on, weights_digest
 from edge_resnet.training.ranks import _batch_norm

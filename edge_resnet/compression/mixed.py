@@ -14,12 +14,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_resnet.compression.record import LayerCost, SensitivityRecord
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.mixed_executor import MixedExecutor, float_layers
 from edge_resnet.graph.nodes import Input, Node
 from edge_resnet.graph.streams import moves_integers, parameter_groups
+from edge_resnet.quantization_record import LayerCost, SensitivityRecord
 
 __all__ = ["choose_float_layers", "keep_in_float"]
 

@@ -25,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_resnet.compression.record import LayerCost, SensitivityRecord
 from edge_resnet.errors import GraphError, InputError
 from edge_resnet.graph.float_executor import FloatExecutor, float_function
 from edge_resnet.graph.graph import Graph
@@ -33,6 +32,7 @@ from edge_resnet.graph.mixed_executor import MixedExecutor, centred_integers
 from edge_resnet.graph.nodes import Conv, Input, IntWeights, Linear, Node, QuantParams
 from edge_resnet.graph.passes.dequantize import real_weights
 from edge_resnet.graph.streams import moves_integers
+from edge_resnet.quantization_record import LayerCost, SensitivityRecord
 
 __all__ = ["measure_sensitivity", "rounding_nodes", "sqnr_db"]
 

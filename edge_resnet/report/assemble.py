@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from edge_resnet.benchmark.local import BenchmarkResult
 from edge_resnet.benchmark.statistics import paired_difference, wilson_interval
-from edge_resnet.compression.record import QuantizationRecord
 from edge_resnet.cpu import this_cpu
 from edge_resnet.files import sha256_of, size_of
+from edge_resnet.quantization_record import QuantizationRecord
 from edge_resnet.report import schema
 from edge_resnet.runners.base import Runner
 from edge_resnet.verify.evaluate import Outcome

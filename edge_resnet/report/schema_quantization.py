@@ -1,4 +1,4 @@
-"""How the integers came about, in report.json: the records of `compression/record.py` as typed values.
+"""How the integers came about, in report.json: the records of `quantization_record.py` as typed values.
 
 All figures are measured. A step's accuracy is that of the integer reference.
 """

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from edge_resnet.compression.record import EpochRecord, TrainingRecord
 from edge_resnet.errors import InputError
 from edge_resnet.files import atomic_write, check_regular_file
+from edge_resnet.quantization_record import EpochRecord, TrainingRecord
 from edge_resnet.training.average import WeightAverage
 
 __all__ = ["Checkpoints", "Position", "identity_of", "weights_digest"]

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge_resnet.compression.record import EpochRecord, TrainingRecord
 from edge_resnet.data.images import ImageSplit
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import GraphError, InputError, MissingToolError
 from edge_resnet.progress import Advance
+from edge_resnet.quantization_record import EpochRecord, TrainingRecord
 from edge_resnet.recipe import Optimization
 from edge_resnet.training.average import WeightAverage
 from edge_resnet.training.checkpoint import Checkpoints, Position

@@ -16,7 +16,7 @@ from edge_resnet.frontends.torch_models import TorchModel
 from edge_resnet.graph.graph import Graph
 from edge_resnet.recipe import Optimization
 from edge_resnet.run import Run
-from edge_resnet.source_stages import check_classes
+from edge_resnet.stages.source import check_classes
 
 if TYPE_CHECKING:
     from edge_resnet.compression.distillation import Teacher

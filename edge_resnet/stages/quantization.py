@@ -16,9 +16,9 @@ from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers
 from edge_resnet.recipe import Qat
 from edge_resnet.run import Run
-from edge_resnet.run_images import CalibrationImages, validation_images
-from edge_resnet.step_meter import StepMeter
-from edge_resnet.training_stages import check_integers, teacher_of, train_integers, train_module
+from edge_resnet.stages.images import CalibrationImages, validation_images
+from edge_resnet.stages.step_meter import StepMeter
+from edge_resnet.stages.training import check_integers, teacher_of, train_integers, train_module
 
 __all__ = ["quantize_source"]
 

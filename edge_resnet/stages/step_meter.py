@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_resnet.compression.record import StepRecord
 from edge_resnet.compression.sensitivity import sqnr_db
 from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.mixed_executor import MixedExecutor
+from edge_resnet.quantization_record import StepRecord
 from edge_resnet.run import Run
-from edge_resnet.run_images import validation_images
+from edge_resnet.stages.images import validation_images
 
 __all__ = ["StepMeter"]
 
