@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,9 +11,9 @@ from torch import Tensor
 from edge_resnet.compression.graph_module import float_module
 from edge_resnet.errors import InputError
 from edge_resnet.graph.graph import Graph
-from edge_resnet.recipe import Distillation
+from edge_resnet.recipe import Distillation, Qat
 
-__all__ = ["Teacher", "check_teacher", "distillation_loss"]
+__all__ = ["Teacher", "check_teacher", "distillation_loss", "qat_loss"]
 
 
 class Teacher:
@@ -51,6 +53,19 @@ def check_teacher(teacher: Graph, student: Graph) -> None:
             f"--teacher {teacher.name} takes images {list(teacher.input.shape)}, {student.name} takes "
             f"{list(student.input.shape)}: a teacher needs the same size"
         )
+
+
+def qat_loss(
+    logits: Tensor, labels: Tensor, settings: Qat, teacher: Teacher | None, images: Callable[[], Tensor]
+) -> Tensor:
+    """What QAT minimizes: with a teacher distillation_loss, without one cross entropy.
+
+    `images` gives the batch's bytes [N, C, H, W], held in floats.
+    """
+    if teacher is None:
+        return F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+    answers = teacher.logits(images())
+    return distillation_loss(logits, answers, labels, settings.distill, settings.label_smoothing)
 
 
 def distillation_loss(

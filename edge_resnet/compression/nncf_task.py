@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_resnet.compression.distillation import Teacher, distillation_loss
+from edge_resnet.compression.distillation import Teacher, qat_loss
 from edge_resnet.graph.float_executor import input_values
 from edge_resnet.graph.nodes import Input
 from edge_resnet.recipe import Optimization, Qat
@@ -35,16 +34,13 @@ class NncfTask:
 
     def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = check_logits(module(inputs), labels)
-        smoothing = self.settings.label_smoothing
-        if self.teacher is None:
-            return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
-        answers = self.teacher.logits(self._bytes(inputs))
-        return distillation_loss(logits, answers, labels, self.settings.distill, smoothing), logits
 
-    def _bytes(self, inputs: Tensor) -> Tensor:
-        quant = self.source.quant
-        assert quant is not None
-        return inputs / quant.scale + (128 + quant.zero_point)
+        def images() -> Tensor:
+            quant = self.source.quant
+            assert quant is not None
+            return inputs / quant.scale + (128 + quant.zero_point)
+
+        return qat_loss(logits, labels, self.settings, self.teacher, images), logits
 
     def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
         """Weights decay; biases and NNCF's ranges do not, though those of weights have four axes."""

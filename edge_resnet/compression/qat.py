@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_resnet.compression.distillation import Teacher, distillation_loss
+from edge_resnet.compression.distillation import Teacher, qat_loss
 from edge_resnet.compression.output_range import with_output_range
 from edge_resnet.compression.qat_module import QatModule
 from edge_resnet.graph.graph import Graph
@@ -34,13 +33,12 @@ class QatTask:
         return self.module.inputs(pixels)
 
     def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = module(inputs)
-        check_logits(logits, labels)
-        smoothing = self.settings.label_smoothing
-        if self.teacher is None:
-            return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
-        answers = self.teacher.logits(inputs.float() + self.module.byte_zero)
-        return distillation_loss(logits, answers, labels, self.settings.distill, smoothing), logits
+        logits = check_logits(module(inputs), labels)
+
+        def images() -> Tensor:
+            return inputs.float() + self.module.byte_zero
+
+        return qat_loss(logits, labels, self.settings, self.teacher, images), logits
 
     def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
         return decayed(self.module, settings)  # scales have one axis, as biases have: they do not decay

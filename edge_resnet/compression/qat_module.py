@@ -230,17 +230,13 @@ class QatModule(nn.Module):
                 # Logits are not rounded: their range is set anew in the end, and the largest of them, the one
                 # that matters, would lose its gradient to a range that was seen before training.
                 return layer.unrounded(x.float(), s_x, s_y)
-            if self._is_fixed and layer.is_fixed:
+            if bool(self.frozen) and layer.is_fixed:
                 return layer.fixed(x, s_x, s_y, low, high)
             steps = layer.unrounded(x, s_x, s_y)
             self._watch(node.name, steps, s_y)
             return round_and_clamp(steps, low, high)
 
         return run
-
-    @property
-    def _is_fixed(self) -> bool:
-        return bool(self.frozen)
 
     def _step(self, name: str) -> float | Tensor:
         """The tensor's scale: a number, or, while it is learned, something with a gradient."""

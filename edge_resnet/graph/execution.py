@@ -12,7 +12,7 @@ from torch import Tensor
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Input, Node
 
-__all__ = ["NodeFunction", "centred_image", "run_nodes"]
+__all__ = ["NodeFunction", "centred_image", "run_exactly", "run_nodes"]
 
 NodeFunction = Callable[..., Tensor]
 """Inputs [N, C, H, W] or [N, C] -> the node's output."""
@@ -23,6 +23,15 @@ def centred_image(source: Input, pixels: NDArray[np.uint8]) -> Tensor:
     zero = 0 if source.quant is None else 128 + source.quant.zero_point
     values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - zero
     return values.contiguous(memory_format=torch.channels_last)
+
+
+def run_exactly(
+    graph: Graph, functions: Sequence[tuple[Node, NodeFunction]], pixels: NDArray[np.uint8]
+) -> Tensor:
+    """run_nodes on bytes [N, H, W, C], with convolutions that are exact where their sums are integers."""
+    # NNPACK's Winograd convolutions are not exact; the others that torch may choose are.
+    with torch.backends.nnpack.flags(enabled=False):
+        return run_nodes(graph, functions, centred_image(graph.input, pixels))
 
 
 def run_nodes(

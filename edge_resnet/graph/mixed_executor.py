@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_resnet.errors import GraphError
-from edge_resnet.graph.execution import NodeFunction, centred_image, run_nodes
+from edge_resnet.graph.execution import NodeFunction, run_exactly
 from edge_resnet.graph.float_executor import float_function
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Conv, IntWeights, Linear, Node, QuantParams
@@ -44,10 +44,7 @@ class MixedExecutor:
         """uint8 [N, H, W, C] -> the output [N, ...], channels first: int8 where it has parameters."""
         quant = self.graph.output.quant
         # A tensor is held centred (q - z) where it has parameters, as its real values where it has none.
-        image = centred_image(self.graph.input, pixels)
-        # NNPACK's Winograd convolutions are not exact; the others that torch may choose are.
-        with torch.backends.nnpack.flags(enabled=False):
-            result = run_nodes(self.graph, self._functions, image)
+        result = run_exactly(self.graph, self._functions, pixels)
         if quant is not None:
             result = (result + quant.zero_point).to(torch.int8)
         array: NDArray[Any] = result.contiguous().numpy()

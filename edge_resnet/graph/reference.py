@@ -39,7 +39,7 @@ from torch import Tensor
 
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.clipping import integer_bounds
-from edge_resnet.graph.execution import NodeFunction, centred_image, run_nodes
+from edge_resnet.graph.execution import NodeFunction, run_exactly
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
     Add,
@@ -90,9 +90,7 @@ class ReferenceExecutor:
     @torch.no_grad()
     def run(self, pixels: NDArray[np.uint8]) -> NDArray[np.int8]:
         """uint8 [N, H, W, C] -> the output's int8 values [N, ...], channels first."""
-        # NNPACK's Winograd convolutions are not exact; the others that torch may choose are.
-        with torch.backends.nnpack.flags(enabled=False):
-            centred = run_nodes(self.graph, self._functions, centred_image(self.graph.input, pixels))
+        centred = run_exactly(self.graph, self._functions, pixels)
         q = (centred + _quant(self.graph.output).zero_point).to(torch.int8)
         result: NDArray[np.int8] = q.contiguous().numpy()
         return result

@@ -11,7 +11,7 @@ from edge_resnet.errors import InputError
 from edge_resnet.progress import Advance
 from edge_resnet.run import Run
 
-__all__ = ["CalibrationImages", "validation_images"]
+__all__ = ["CalibrationImages", "calibration_batches", "validation_images"]
 
 # Calibration images are kept in memory up to this many bytes; more are decoded again for every step.
 _MEMORY = 2**30
@@ -19,28 +19,32 @@ _MEMORY = 2**30
 Pixels = NDArray[np.uint8]
 
 
+def calibration_batches(run: Run) -> Iterator[Pixels]:
+    """The first images of the shuffled train split, uint8 [n, H, W, 3], as many as the recipe says."""
+    split, settings = run.images.split("train"), run.recipe.calibration
+    chosen = split.order(run.recipe.seed)[: settings.images]
+    for batch in split.batches(chosen, run.preprocess, settings.batch, run.recipe.evaluate.skip_corrupt):
+        yield batch.pixels
+
+
 class CalibrationImages:
     """The calibration images, as often as they are wanted."""
 
     def __init__(self, run: Run) -> None:
-        self._run, settings = run, run.recipe.calibration
-        self._split = run.images.split("train")
-        self._chosen = self._split.order(run.recipe.seed)[: settings.images]
-        if len(self._chosen) < settings.images:
-            run.note(
-                f"calibration takes all {len(self._chosen)} images there are "
-                f"(calibration.images {settings.images})"
-            )
+        self._run, wanted = run, run.recipe.calibration.images
+        self._count = min(wanted, len(run.images.split("train")))
+        if self._count < wanted:
+            run.note(f"calibration takes all {self._count} images there are (calibration.images {wanted})")
         self._kept: list[Pixels] | None = None
-        self._bytes = len(self._chosen) * int(np.prod(run.preprocess.size)) * 3
+        self._bytes = self._count * int(np.prod(run.preprocess.size)) * 3
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return self._count
 
     def __call__(self, advance: Advance = lambda images: None) -> Iterator[Pixels]:
         """uint8 [n, H, W, 3], batch after batch; `advance` is told the images of each."""
         seen: list[Pixels] = []
-        for batch in self._decoded() if self._kept is None else self._kept:
+        for batch in calibration_batches(self._run) if self._kept is None else self._kept:
             if self._bytes <= _MEMORY:
                 seen.append(batch)
             yield batch
@@ -57,16 +61,6 @@ class CalibrationImages:
         if not batches:
             raise InputError("calibration needs at least one image (calibration.images is 0, or no data)")
         return np.concatenate(batches)
-
-    def _decoded(self) -> Iterator[Pixels]:
-        run = self._run
-        for batch in self._split.batches(
-            self._chosen,
-            run.preprocess,
-            run.recipe.calibration.batch,
-            run.recipe.evaluate.skip_corrupt,
-        ):
-            yield batch.pixels
 
 
 def validation_images(run: Run, count: int) -> tuple[Pixels, NDArray[np.int64]]:

@@ -155,7 +155,7 @@ def _quantize_with_nncf(
         started = time.perf_counter()
         teacher = teacher_of(run)
         task = NncfTask(model.module, floating.input, qat, teacher)
-        train_module(run, task, qat, None if teacher is None else teacher.name)
+        train_module(run, task, qat, teacher)
         result = model.quantized()
         meter.add("qat", _qat_seconds(run, started), result.graph, f"NNCF, {_qat_words(qat)}")
     for note in result.notes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from edge_resnet.graph.passes import dequantized
 from edge_resnet.progress import Progress
 from edge_resnet.recipe import Recipe
 from edge_resnet.run import Run, StageTime
+from edge_resnet.stages.images import calibration_batches
 from edge_resnet.targets import Target
 from edge_resnet.verify.import_check import check_import, random_images
 
@@ -112,7 +112,7 @@ def import_source(run: Run) -> None:
         check_classes(run, graph)
         graph = Graph(graph.name, graph.nodes, run.images.classes)
         if lacks_output_range(graph):
-            graph = with_output_range(graph, _calibration_batches(run))
+            graph = with_output_range(graph, calibration_batches(run))
             run.note("the source leaves its logits in float: their range is that of the calibration images")
         run.import_check = check_import(
             run.model.name,
@@ -135,13 +135,6 @@ def check_classes(run: Run, graph: Graph) -> None:
             f"{run.model.name} answers {'x'.join(map(str, graph.output_shape))} values but the data has "
             f"{len(classes)} classes ({', '.join(classes[:3])}, ...): not a pair"
         )
-
-
-def _calibration_batches(run: Run) -> Iterator[np.ndarray]:
-    train, settings = run.images.split("train"), run.recipe.calibration
-    chosen = train.order(run.recipe.seed)[: settings.images]
-    for batch in train.batches(chosen, run.preprocess, settings.batch, run.recipe.evaluate.skip_corrupt):
-        yield batch.pixels
 
 
 def _check_images(run: Run, graph: Graph) -> np.ndarray:

@@ -103,7 +103,7 @@ def train_integers(
         images = [module.inputs(b) for b, _ in zip(calibration(), range(_BATCH_NORM_BATCHES), strict=False)]
         module.calibrate_batch_norm(images)
     teacher = teacher_of(run)
-    train_module(run, QatTask(module, settings, teacher), settings, None if teacher is None else teacher.name)
+    train_module(run, QatTask(module, settings, teacher), settings, teacher)
     return module.floating(), trained_graph(module, calibration)
 
 
@@ -119,7 +119,7 @@ def teacher_of(run: Run) -> Teacher | None:
     return Teacher(graph, settings.precision)
 
 
-def train_module(run: Run, task: Task, settings: Optimization, teacher: str | None = None) -> None:
+def train_module(run: Run, task: Task, settings: Optimization, teacher: Teacher | None = None) -> None:
     """Train a task's module in place, with its checkpoints in the run's folder and its record in the run."""
     from edge_resnet.training import fit, show_on
 
@@ -138,7 +138,7 @@ def train_module(run: Run, task: Task, settings: Optimization, teacher: str | No
             skip_corrupt=run.recipe.evaluate.skip_corrupt,
             devices=run.devices,
         )
-    run.record.training.append(replace(record, teacher=teacher))
+    run.record.training.append(replace(record, teacher=None if teacher is None else teacher.name))
     if record.resumed_at:
         run.mark_resumed()
 
