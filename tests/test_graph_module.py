@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_resnet.compression.graph_module import float_module, module_key, with_trained_weights
+from edge_resnet.compression.graph_module import GraphModule, module_key, with_trained_weights
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.float_executor import FloatExecutor, input_values
 from edge_resnet.graph.graph import Graph
@@ -29,7 +29,7 @@ def test_the_module_computes_what_the_graph_computes(seed: int, lowered: bool) -
     graph = lower_for_integers(simplify(graph)) if lowered else graph
     pixels = random_pixels(graph, 2, seed)
     expected = FloatExecutor(graph).run(pixels)
-    got = _answers(float_module(graph).eval(), graph, pixels)
+    got = _answers(GraphModule(graph).eval(), graph, pixels)
     assert np.abs(got - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
 
 
@@ -38,7 +38,7 @@ def test_trained_weights_come_back(seed: int) -> None:
     """Every parameter takes part in training, and the graph then computes what the module does."""
     graph = random_graph(seed, blocks=2)
     pixels = random_pixels(graph, 4, seed)
-    module = float_module(graph)
+    module = GraphModule(graph)
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
     loss = F.cross_entropy(module(input_values(graph.input, pixels)), torch.tensor([0, 1, 2, 3]))
     loss.backward()
@@ -55,7 +55,7 @@ def test_the_graph_keeps_its_own_weights() -> None:
     """Training the module must not write into the graph's arrays."""
     graph = random_graph(54, blocks=3)
     before = [node.weights.weight.copy() for node in graph.nodes if isinstance(node, Conv | Linear)]
-    module = float_module(graph)
+    module = GraphModule(graph)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(1.0)
@@ -68,7 +68,7 @@ def test_the_graph_keeps_its_own_weights() -> None:
 def test_tools_can_look_into_it(seed: int) -> None:
     graph = random_graph(seed, blocks=3)
     pixels = random_pixels(graph, 2, seed)
-    module = float_module(graph).eval()
+    module = GraphModule(graph).eval()
     expected = _answers(module, graph, pixels)
     exported = torch.export.export(module, (input_values(graph.input, pixels),)).module()
     for other in (torch.fx.symbolic_trace(module), exported):
@@ -77,7 +77,7 @@ def test_tools_can_look_into_it(seed: int) -> None:
 
 def test_weights_and_image_lie_in_channels_last() -> None:
     graph = random_graph(54, blocks=3)
-    weights = [p for p in float_module(graph).parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
+    weights = [p for p in GraphModule(graph).parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
     assert weights
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
@@ -89,4 +89,4 @@ def test_names_stay_apart() -> None:
 
 def test_integers_are_refused(small_quantized: Graph) -> None:
     with pytest.raises(GraphError, match=r"node .* holds integers"):
-        float_module(small_quantized)
+        GraphModule(small_quantized)

@@ -15,12 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edge_resnet.compression.graph_module import float_module, module_key
+from edge_resnet.compression.graph_module import GraphModule, module_key
 from edge_resnet.compression.nncf_quantizer import (
+    NncfResult,
     calibrate_with_nncf,
     check_nncf,
     import_nncf,
-    quantize_with_nncf,
 )
 from edge_resnet.compression.nncf_scheme import read_scheme
 from edge_resnet.compression.nncf_task import NncfTask
@@ -46,6 +46,18 @@ PRE_ACTIVATION = 45
 
 def _lowered(seed: int) -> Graph:
     return lower_for_integers(simplify(random_graph(seed, blocks=3)))
+
+
+def quantize_with_nncf(
+    floating: Graph, batches: list[np.ndarray], trainer: Callable[[torch.nn.Module], None] | None = None
+) -> NncfResult:
+    """NNCF's integers after its calibration and, where there is a trainer, its training."""
+    model = calibrate_with_nncf(floating, batches)
+    if trainer is not None:
+        model.module.train()
+        trainer(model.module)
+        model.module.eval()
+    return model.quantized()
 
 
 def _answers(graph: Graph, pixels: np.ndarray) -> np.ndarray:
@@ -221,7 +233,7 @@ def _scheme_of(graph: Graph, **settings: Any) -> None:
     from nncf.torch.function_hook import get_hook_storage
 
     module = nncf.quantize(
-        float_module(graph).eval(),
+        GraphModule(graph).eval(),
         nncf.Dataset([random_pixels(graph, 2, 0)], lambda pixels: input_values(graph.input, pixels)),
         advanced_parameters=AdvancedQuantizationParameters(disable_bias_correction=True, **settings),
     )
@@ -250,7 +262,7 @@ def test_schemes_that_cannot_be_carried() -> None:
 
     graph = _lowered(54)
     data = nncf.Dataset([random_pixels(graph, 2, 0)], lambda pixels: input_values(graph.input, pixels))
-    module = nncf.quantize(float_module(graph).eval(), data)
+    module = nncf.quantize(GraphModule(graph).eval(), data)
     with pytest.raises(InputError, match=r"node 'conv14': .* scale for each of 8 channels"):
         read_scheme(graph, get_hook_storage(module).named_hooks())
     weight, output = (

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_resnet.compression.graph_module import float_module
+from edge_resnet.compression.graph_module import GraphModule
 from edge_resnet.errors import InputError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.recipe import Distillation, Qat
@@ -24,7 +24,7 @@ class Teacher:
 
     def __init__(self, graph: Graph, precision: str) -> None:
         self.name = graph.name
-        self._module = float_module(graph).eval()
+        self._module = GraphModule(graph).eval()
         self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._quant = graph.input.quant
         self._low = precision == "bfloat16"

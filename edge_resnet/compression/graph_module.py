@@ -45,7 +45,7 @@ from edge_resnet.graph.nodes import (
     Subsample,
 )
 
-__all__ = ["GraphModule", "float_module", "module_key", "with_trained_weights"]
+__all__ = ["GraphModule", "module_key", "with_trained_weights"]
 
 
 class GraphModule(nn.Module):
@@ -53,7 +53,8 @@ class GraphModule(nn.Module):
 
     The image is real values, as float_executor.input_values makes them. Every node but the input is a child
     of this module under `module_key(name)`, in the graph's order: no container lies between, since some tools
-    name what they find by attributes alone.
+    name what they find by attributes alone. It is in training mode at first, as torch's modules are, and all
+    weights are trainable. Raises GraphError for a graph that holds integers.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -74,16 +75,8 @@ class GraphModule(nn.Module):
         return values[self._last]
 
 
-def float_module(graph: Graph) -> GraphModule:
-    """The float graph as a module, in training mode as torch's modules are; all weights are trainable.
-
-    Raises GraphError for a graph that holds integers.
-    """
-    return GraphModule(graph)
-
-
 def with_trained_weights(graph: Graph, module: nn.Module) -> Graph:
-    """The graph with the weights, biases, scales and shifts of `module`: its float_module, trained.
+    """The graph with the weights, biases, scales and shifts of `module`: its GraphModule, trained.
 
     A module that a tool made of it (NNCF, torch.fx) will do, if the layers kept their names.
     """

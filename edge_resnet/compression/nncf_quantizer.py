@@ -22,7 +22,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_resnet.compression.calibrate import calibrate
-from edge_resnet.compression.graph_module import float_module, with_trained_weights
+from edge_resnet.compression.graph_module import GraphModule, with_trained_weights
 from edge_resnet.compression.nncf_scheme import NncfScheme, read_scheme
 from edge_resnet.compression.quantize import MAX_BIAS, integer_weights, tensor_parameters, weight_scales
 from edge_resnet.errors import GraphError, InputError, MissingToolError
@@ -49,7 +49,6 @@ __all__ = [
     "calibrate_with_nncf",
     "check_nncf",
     "import_nncf",
-    "quantize_with_nncf",
 ]
 
 _LEAST_VERSION = (3, 4)
@@ -92,7 +91,7 @@ def import_nncf() -> ModuleType:
 def check_nncf(floating: Graph) -> None:
     """Whether NNCF's scheme for this graph can be carried, from one image of noise; takes a second or two.
 
-    `floating` is the lowered graph, as for quantize_with_nncf. Raises what that raises.
+    `floating` is the lowered graph, as for calibrate_with_nncf. Raises what NncfModel.quantized raises.
     """
     noise = np.random.default_rng(0).integers(0, 256, (1, *floating.input.shape[1:], 3), np.uint8)
     module = _quantized_module(floating, [noise], correct_biases=False)
@@ -112,13 +111,20 @@ class NncfModel:
     images: Sequence[NDArray[np.uint8]]
 
     def quantized(self) -> NncfResult:
-        """The graph with the module's weights and ranges, as they are now. Raises as quantize_with_nncf."""
+        """The graph with the module's weights and ranges, as they are now.
+
+        Raises InputError that names the node where NNCF's scheme has no counterpart in the graph.
+        """
         trained = with_trained_weights(self.floating, self.module)
         return _carried(trained, read_scheme(self.floating, _hooks(self.module)), self.images)
 
 
 def calibrate_with_nncf(floating: Graph, batches: Iterable[NDArray[np.uint8]]) -> NncfModel:
-    """What quantize_with_nncf does before it trains: ranges from these images, and corrected biases."""
+    """Ranges from these images, uint8 [N, H, W, C], and corrected biases.
+
+    `floating` is the lowered float graph whose input holds its bytes' parameters (lower_for_integers).
+    Raises MissingToolError without NNCF, and InputError without images.
+    """
     if floating.input.quant is None:
         raise GraphError(f"graph {floating.name!r}: the input has no quantization parameters")
     images = list(batches)
@@ -129,27 +135,6 @@ def calibrate_with_nncf(floating: Graph, batches: Iterable[NDArray[np.uint8]]) -
     module = _quantized_module(floating, images)
     _release_image(module)
     return NncfModel(floating, module, images)
-
-
-def quantize_with_nncf(
-    floating: Graph,
-    batches: Iterable[NDArray[np.uint8]],
-    trainer: Callable[[nn.Module], None] | None = None,
-) -> NncfResult:
-    """The graph in integers, with NNCF's ranges from these images, uint8 [N, H, W, C].
-
-    `floating` is the lowered float graph whose input holds its bytes' parameters (lower_for_integers).
-    `trainer` trains the module of NncfModel in place (QAT).
-
-    Raises MissingToolError without NNCF, and InputError that names the node where NNCF's scheme has no
-    counterpart in the graph.
-    """
-    model = calibrate_with_nncf(floating, batches)
-    if trainer is not None:
-        model.module.train()
-        trainer(model.module)
-        model.module.eval()
-    return model.quantized()
 
 
 def _carried(floating: Graph, scheme: NncfScheme, images: Sequence[NDArray[np.uint8]]) -> NncfResult:
@@ -228,7 +213,7 @@ def _quantized_module(
     try:
         with _silent():
             module: nn.Module = nncf.quantize(
-                float_module(floating).eval(),
+                GraphModule(floating).eval(),
                 data,
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(images),

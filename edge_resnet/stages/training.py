@@ -145,7 +145,7 @@ def train_module(run: Run, task: Task, settings: Optimization, teacher: Teacher 
 
 def _identity(run: Run, settings: Optimization, module: nn.Module) -> str:
     """Of all that decides the trained weights."""
-    from edge_resnet.compression.graph_module import float_module
+    from edge_resnet.compression.graph_module import GraphModule
     from edge_resnet.training import identity_of, weights_digest
 
     # The limit of weights is in no tensor that training begins with, unlike all else that was chosen before.
@@ -153,7 +153,7 @@ def _identity(run: Run, settings: Optimization, module: nn.Module) -> str:
     return identity_of(
         model=run.model.source,
         weights=weights_digest(module),
-        teacher=None if run.teacher is None else weights_digest(float_module(run.teacher)),
+        teacher=None if run.teacher is None else weights_digest(GraphModule(run.teacher)),
         recipe=settings.model_dump(mode="json"),
         seed=run.recipe.seed,
         preprocess=run.preprocess.to_json(),
