@@ -14,6 +14,7 @@ from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.frontends.sources import SourceModel
 from edge_resnet.graph.graph import Graph
 from edge_resnet.progress import Progress
+from edge_resnet.pruning_record import PruningRecord
 from edge_resnet.quantization_record import QuantizationRecord
 from edge_resnet.recipe import Recipe
 from edge_resnet.runners.base import Runner
@@ -34,7 +35,10 @@ class StageTime:
 
 @dataclass
 class Run:
-    """One run of the pipeline: what was opened, and what the stages have made so far."""
+    """One run of the pipeline: what was opened, and what the stages have made so far.
+
+    `original`: the float graph as it was imported; `floating`: what it became, pruned and trained.
+    """
 
     recipe: Recipe
     targets: tuple[Target, ...]
@@ -48,11 +52,13 @@ class Run:
     stages: list[StageTime] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     teacher: Graph | None = None
+    original: Graph | None = None
     floating: Graph | None = None
     quantized: Graph | None = None
     import_check: ImportCheck | None = None
     baseline: Runner | None = None
     record: QuantizationRecord = field(default_factory=QuantizationRecord)
+    pruning: PruningRecord | None = None
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Any]:

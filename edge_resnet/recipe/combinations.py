@@ -19,7 +19,7 @@ CONFLICT = "conflict"
 
 def refuse_conflicts(recipe: Recipe) -> None:
     """Raises pydantic's error for the first impossible combination: nothing is silently left out."""
-    for key, message in (*_nncf(recipe), *_training(recipe), *_quantization(recipe)):
+    for key, message in (*_nncf(recipe), *_pruning(recipe), *_training(recipe), *_quantization(recipe)):
         raise PydanticCustomError(CONFLICT, "{message}", {"key": key, "message": message})
 
 
@@ -51,11 +51,37 @@ def _nncf(recipe: Recipe) -> Iterator[tuple[str, str]]:
         )
 
 
+def _pruning(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    prune = recipe.prune
+    given = [name for name in ("latency", "macs", "params", "bytes") if getattr(prune, name) is not None]
+    if len(given) > 1:
+        yield f"prune.{given[1]}", f"prune.{given[0]} is the budget already; leave one of them out"
+    if not given:
+        if recipe.finetune.epochs:
+            yield (
+                "finetune.epochs",
+                "belongs to pruning: set a budget, for example prune.latency=0.5, or train with train.epochs",
+            )
+        return
+    if not (prune.channels or prune.blocks):
+        yield "prune.blocks", "neither channels nor blocks may go: nothing can be pruned; allow one of them"
+    if prune.schedule == "one-shot" and prune.steps > 1:
+        yield "prune.steps", "prune.schedule one-shot has one step; set it to linear or cubic"
+    if prune.step_epochs and prune.steps == 1:
+        yield "prune.step_epochs", "trains between steps, and there is one; raise prune.steps, or set it to 0"
+    if prune.device != "local" and prune.latency is None:
+        yield "prune.device", "belongs to a budget of latency; set prune.latency, or leave this out"
+
+
 def _training(recipe: Recipe) -> Iterator[tuple[str, str]]:
     qat, rounding = recipe.qat, recipe.repair.rounding
     if qat.epochs == 0:
-        if qat.distill.weight > 0:
-            yield "qat.distill.weight", "distillation needs training: set qat.epochs above 0, or this to 0"
+        for key in ("weight", "hints", "attention"):
+            if getattr(qat.distill, key) > 0:
+                yield (
+                    f"qat.distill.{key}",
+                    "distillation needs training: set qat.epochs above 0, or this to 0",
+                )
         return
     undone = "training begins with the float weights, so that nothing of this is left; set it to"
     if recipe.repair.correct_biases:

@@ -14,8 +14,10 @@ __all__ = [
     "Distillation",
     "Evaluation",
     "Export",
+    "FineTuning",
     "LocalBenchmark",
     "Optimization",
+    "Prune",
     "Qat",
     "Recipe",
     "Repair",
@@ -69,14 +71,69 @@ class Train(Optimization):
 
 
 class Distillation(_Section):
-    """Learning from a teacher's logits as well: the float model itself, or `--teacher`.
+    """Learning from a teacher as well: the model as it came, or `--teacher`.
 
-    The loss is (1 - weight) * cross entropy + weight * temperature**2 * KL(teacher || student), both at
-    `temperature` (Hinton et al., 2015, 1503.02531). `weight: 0`: no teacher.
+    The loss is (1 - weight) * cross entropy + weight * soft + hints * H + attention * A. `weight: 0`: no
+    teacher's logits. `loss` is what soft means: kl, temperature**2 * KL(teacher || student), both at
+    `temperature` (Hinton et al., 2015, 1503.02531), or dist, the correlations of DIST (Huang et al., 2022,
+    2205.10536). `hints`: the teacher's tensors at the ends of its stages are imitated through learned 1x1
+    maps (FitNets: Romero et al., 2014, 1412.6550). `attention`: where in the image they are large is
+    imitated (attention transfer: Zagoruyko and Komodakis, 2016, 1612.03928).
     """
 
     weight: float = Field(default=0.0, ge=0, le=1)
+    loss: Literal["kl", "dist"] = "kl"
     temperature: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+    hints: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    attention: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is learned from a teacher."""
+        return self.weight > 0 or self.hints > 0 or self.attention > 0
+
+
+class Prune(_Section):
+    """Structured pruning: channels and whole residual blocks go until the budget is met.
+
+    The budget is what may be left of the original: of its int8 `latency` on `device`, of its multiply-
+    accumulates, parameters or bytes of the int8 file; one of them, a part between 0 and 1. All null: nothing
+    is pruned. `device`: local, or the file of a latency table that was measured elsewhere. `criterion`: what
+    a channel is worth, see docs/pruning.md. `multiple`: numbers of channels that kernels like. `images` of
+    the train split show what channels and blocks are worth. In `steps` the budget is approached evenly
+    (linear) or faster at first (cubic: Zhu and Gupta, 2017, 1710.01878), and after each step but the last
+    the model is trained for `step_epochs`, as the section finetune says. `keep`: layers that stay as they
+    are, as names or patterns (layer1.*).
+    """
+
+    latency: float | None = Field(default=None, gt=0, le=1)
+    macs: float | None = Field(default=None, gt=0, le=1)
+    params: float | None = Field(default=None, gt=0, le=1)
+    bytes: float | None = Field(default=None, gt=0, le=1)
+    device: str = "local"
+    criterion: Literal["l1", "l2", "batch-norm", "taylor", "distillation", "random"] = "distillation"
+    channels: bool = True
+    blocks: bool = True
+    multiple: int = Field(default=8, ge=1)
+    images: int = Field(default=512, ge=1)
+    schedule: Literal["one-shot", "linear", "cubic"] = "one-shot"
+    steps: int = Field(default=1, ge=1)
+    step_epochs: int = Field(default=0, ge=0)
+    keep: tuple[str, ...] = ()
+
+    @property
+    def budget(self) -> tuple[str, float] | None:
+        """What is limited, and which part of it may be left."""
+        parts = {name: getattr(self, name) for name in ("latency", "macs", "params", "bytes")}
+        return next(((name, part) for name, part in parts.items() if part is not None), None)
+
+
+class FineTuning(Optimization):
+    """Training in float after pruning. Batch normalization is put back behind convolutions, and folded."""
+
+    learning_rate: float = Field(default=0.05, gt=0, allow_inf_nan=False)
+    warmup: float = Field(default=0.15, ge=0, lt=1)
+    distill: Distillation = Distillation(weight=0.9)
 
 
 class Qat(Optimization):
@@ -193,6 +250,8 @@ class Recipe(_Section):
     seed: int = Field(default=0, ge=0)
     preprocess: dict[str, Any] = Field(default_factory=dict)
     train: Train = Train()
+    prune: Prune = Prune()
+    finetune: FineTuning = FineTuning()
     quantizer: Literal["edge-resnet", "nncf"] = "edge-resnet"
     portable_x86: bool = False
     calibration: Calibration = Calibration()

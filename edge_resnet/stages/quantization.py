@@ -95,7 +95,7 @@ def _qat_seconds(run: Run, started: float) -> float:
 
 def _qat_words(qat: Qat) -> str:
     epochs = "1 epoch" if qat.epochs == 1 else f"{qat.epochs} epochs"
-    taught = f", distilled at temperature {qat.distill.temperature:g}" if qat.distill.weight else ""
+    taught = f", distilled at temperature {qat.distill.temperature:g}" if qat.distill.on else ""
     return f"{epochs}, {qat.scales} scales, batch norm {qat.batch_norm}{taught}"
 
 

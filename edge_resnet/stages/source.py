@@ -68,16 +68,19 @@ def open_run(
 
 
 def open_teacher(run: Run, teacher: str | None, weights: str | Path | None) -> None:
-    """The model that QAT learns from as well: what `--teacher` names, else the run's own float model."""
-    distils = run.recipe.qat.epochs and run.recipe.qat.distill.weight
+    """The model that training learns from as well: what `--teacher` names, else the run's own float model."""
+    recipe = run.recipe
+    distils = (recipe.qat.epochs and recipe.qat.distill.on) or (
+        recipe.finetune.epochs and recipe.finetune.distill.on
+    )
     if teacher is None:
         if weights is not None:
             raise InputError("--teacher-weights without --teacher: name the model that they belong to")
         return
     if not distils:
         raise InputError(
-            f"--teacher {teacher}: the recipe has no distillation; set qat.epochs and qat.distill.weight "
-            "(--recipe qat-distill has both)"
+            f"--teacher {teacher}: the recipe has no distillation; set qat.epochs and qat.distill.weight, "
+            "as --recipe qat-distill does, or finetune.epochs behind pruning"
         )
     named = f"--teacher {teacher}"
     source = open_model(
@@ -121,9 +124,10 @@ def import_source(run: Run) -> None:
             _check_images(run, graph),
             rounded=run.requantize,
         )
-        run.floating = graph
+        run.floating = run.original = graph
         if graph.is_quantized:
-            run.floating, run.quantized = dequantized(graph), graph
+            run.floating = run.original = dequantized(graph)
+            run.quantized = graph
             run.note("the model came quantized: its integers are kept, nothing was calibrated")
 
 

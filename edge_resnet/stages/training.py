@@ -112,9 +112,9 @@ def teacher_of(run: Run) -> Teacher | None:
     from edge_resnet.compression.distillation import Teacher
 
     settings = run.recipe.qat
-    if not settings.distill.weight:
+    if not settings.distill.on:
         return None
-    graph = run.teacher or run.floating
+    graph = run.teacher or run.original
     assert graph is not None
     return Teacher(graph, settings.precision)
 
