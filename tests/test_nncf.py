@@ -24,6 +24,7 @@ from edge_resnet.compression.nncf_quantizer import (
 )
 from edge_resnet.compression.nncf_scheme import read_scheme
 from edge_resnet.compression.nncf_task import NncfTask
+from edge_resnet.distillation import Distiller
 from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.graph.float_executor import FloatExecutor, input_values
 from edge_resnet.graph.graph import Graph
@@ -82,7 +83,7 @@ class _Trainer:
     def __call__(self, module: torch.nn.Module) -> None:
         self.module = module
         settings = Qat(epochs=1, learning_rate=0.05, weight_decay=0.0)
-        task = NncfTask(module, self.graph.input, settings)
+        task = NncfTask(module, self.graph.input, Distiller(settings))
         optimizer = torch.optim.SGD(task.parameter_groups(settings), settings.learning_rate, momentum=0.9)
         labels = torch.arange(len(self.pixels)) % 5
         inputs = task.inputs(self.pixels)

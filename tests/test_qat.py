@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_resnet.compression.calibrate import calibrate
-from edge_resnet.compression.distillation import Teacher, check_teacher, distillation_loss
 from edge_resnet.compression.integer_layer import Geometry, integer_layer
 from edge_resnet.compression.qat import QatTask, trained_graph
 from edge_resnet.compression.qat_layer import snapped
@@ -22,15 +21,14 @@ from edge_resnet.compression.quantize import quantize
 from edge_resnet.compression.scales import snap_scale
 from edge_resnet.data.images import open_images
 from edge_resnet.data.preprocess import Preprocess
-from edge_resnet.errors import InputError
+from edge_resnet.distillation import Distiller
 from edge_resnet.export.tflite import IoType, tflite_bytes
 from edge_resnet.frontends.sources import import_graph, open_model, resolve_preprocess
 from edge_resnet.graph import nodes as g
-from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers, simplify
 from edge_resnet.graph.reference import ReferenceExecutor, dequantize
-from edge_resnet.recipe import Distillation, Qat
+from edge_resnet.recipe import Qat
 from edge_resnet.runners.litert import LiteRTRunner
 from edge_resnet.training import fit
 from tests.random_graphs import random_graph, random_pixels
@@ -182,35 +180,6 @@ def test_batch_norm_is_put_back_without_a_change_and_trains() -> None:
     assert torch.equal(layer.mean, running)
 
 
-def test_distillation_loss_is_the_formula() -> None:
-    torch.manual_seed(1)
-    student, teacher, labels = torch.randn(8, 5), torch.randn(8, 5), torch.arange(8) % 5
-    found = distillation_loss(student, teacher, labels, Distillation(weight=0.25, temperature=3), 0.1)
-    p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
-    divergence = (p * (p / q).log()).sum(1).mean()
-    hard = F.cross_entropy(student, labels, label_smoothing=0.1)
-    assert float(found) == pytest.approx(float(0.75 * hard + 0.25 * 9 * divergence), rel=1e-5)
-
-
-def test_a_teacher_answers_as_its_graph() -> None:
-    graph = simplify(random_graph(7))
-    pixels = random_pixels(graph, 5)
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-    answers = Teacher(graph, "float32").logits(images).numpy()
-    assert np.allclose(answers, FloatExecutor(graph).run(pixels), atol=1e-4)
-    # The lowered graph reads bytes as integers: the same answers, but for the border.
-    assert Teacher(lower_for_integers(graph), "bfloat16").logits(images).shape == (5, 5)
-
-
-def test_a_teacher_of_another_size_or_with_other_classes_is_refused() -> None:
-    graph = simplify(random_graph(7))
-    with pytest.raises(InputError, match="needs the same size"):
-        check_teacher(simplify(random_graph(8)), graph)
-    flat = Graph("other", graph.until(graph.output.inputs[0]).nodes)
-    with pytest.raises(InputError, match="classes"):
-        check_teacher(flat, graph)
-
-
 def replace_settings(**values: object) -> Qat:
     return EXACT.model_copy(update=values)
 
@@ -228,7 +197,7 @@ def trained(
     floating = lower_for_integers(graph)
     integers = quantize(floating, calibrate(floating, batches), limit)
     module = QatModule(floating, integers, settings, limit)
-    fit(QatTask(module, settings), part, preprocess, settings, 0)
+    fit(QatTask(module, Distiller(settings)), part, preprocess, settings, 0)
     result = trained_graph(module, lambda: batches)
     return (
         integers,

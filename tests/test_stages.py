@@ -18,6 +18,7 @@ import torch
 from edge_resnet.compression.nncf_task import NncfTask
 from edge_resnet.data.images import open_images
 from edge_resnet.data.preprocess import Preprocess
+from edge_resnet.distillation import Distiller
 from edge_resnet.errors import InputError, VerificationError
 from edge_resnet.files import sha256_of
 from edge_resnet.frontends.sources import import_graph, open_model, resolve_preprocess
@@ -250,5 +251,5 @@ def test_one_pixel_is_trained_in_float32(image_folder: Path) -> None:
         losses.append(fit(FloatTask(module, preprocess, settings), split, preprocess, settings, 0).losses)
     assert losses[0] == losses[1]
     image, qat = Input(name="image", shape=(3, 16, 16)), Qat(epochs=1)
-    assert not NncfTask(modules[0], image, qat).autocast(qat)
-    assert NncfTask(modules[0][:2], image, qat).autocast(qat)
+    assert not NncfTask(modules[0], image, Distiller(qat)).autocast(qat)
+    assert NncfTask(modules[0][:2], image, Distiller(qat)).autocast(qat)

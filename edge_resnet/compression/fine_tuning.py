@@ -7,17 +7,56 @@ trained with, and without normalization deep networks stand only small learning 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_resnet.compression.graph_module import GraphModule, module_key, with_trained_weights
+from edge_resnet.distillation import Distiller
+from edge_resnet.graph.float_executor import image_bytes, input_values
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Conv
+from edge_resnet.recipe import Optimization
+from edge_resnet.training import check_logits, decayed
+from edge_resnet.training.precision import graph_strides_over_one_pixel
 
-__all__ = ["NormalizedConv", "normalized_module", "trained_graph"]
+__all__ = ["FineTuningTask", "NormalizedConv", "normalized_module", "trained_graph"]
 
 _EPSILON = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuningTask:
+    """What `fit` trains: the graph's `normalized_module`, on bytes as the graph takes them.
+
+    Trainings between the steps of pruning have names of their own, finetune-step1 and so on.
+    """
+
+    module: GraphModule
+    graph: Graph
+    distiller: Distiller
+    name: str = "finetune"
+
+    def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
+        return input_values(self.graph.input, pixels)
+
+    def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = check_logits(module(inputs), labels)
+        loss = self.distiller.loss(logits, labels, lambda: image_bytes(self.graph.input, inputs))
+        return loss, logits
+
+    def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
+        return decayed(self.module, settings)
+
+    def on_step(self, step: int, total: int) -> None:
+        pass
+
+    def autocast(self, settings: Optimization) -> bool:
+        return settings.precision == "bfloat16" and not graph_strides_over_one_pixel(self.graph)
 
 
 class NormalizedConv(nn.Module):

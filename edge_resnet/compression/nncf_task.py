@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_resnet.compression.distillation import Teacher, qat_loss
-from edge_resnet.graph.float_executor import input_values
+from edge_resnet.distillation import Distiller
+from edge_resnet.graph.float_executor import image_bytes, input_values
 from edge_resnet.graph.nodes import Input
-from edge_resnet.recipe import Optimization, Qat
+from edge_resnet.recipe import Optimization
 from edge_resnet.training import check_logits
 from edge_resnet.training.precision import module_strides_over_one_pixel
 
@@ -25,8 +25,7 @@ class NncfTask:
 
     module: nn.Module
     source: Input
-    settings: Qat
-    teacher: Teacher | None = None
+    distiller: Distiller
     name: str = "qat"
 
     def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -34,13 +33,8 @@ class NncfTask:
 
     def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = check_logits(module(inputs), labels)
-
-        def images() -> Tensor:
-            quant = self.source.quant
-            assert quant is not None
-            return inputs / quant.scale + (128 + quant.zero_point)
-
-        return qat_loss(logits, labels, self.settings, self.teacher, images), logits
+        loss = self.distiller.loss(logits, labels, lambda: image_bytes(self.source, inputs))
+        return loss, logits
 
     def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
         """Weights decay; biases and NNCF's ranges do not, though those of weights have four axes."""

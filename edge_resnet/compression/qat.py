@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_resnet.compression.distillation import Teacher, qat_loss
 from edge_resnet.compression.output_range import with_output_range
 from edge_resnet.compression.qat_module import QatModule
+from edge_resnet.distillation import Distiller
 from edge_resnet.graph.graph import Graph
-from edge_resnet.recipe import Optimization, Qat
+from edge_resnet.recipe import Optimization
 from edge_resnet.training import check_logits, decayed
 
 __all__ = ["QatTask", "trained_graph"]
@@ -25,8 +25,7 @@ class QatTask:
     """What `fit` trains. The module computes in the recipe's precision itself: no autocast."""
 
     module: QatModule
-    settings: Qat
-    teacher: Teacher | None = None
+    distiller: Distiller
     name: str = "qat"
 
     def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -38,7 +37,7 @@ class QatTask:
         def images() -> Tensor:
             return inputs.float() + self.module.byte_zero
 
-        return qat_loss(logits, labels, self.settings, self.teacher, images), logits
+        return self.distiller.loss(logits, labels, images), logits
 
     def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
         return decayed(self.module, settings)  # scales have one axis, as biases have: they do not decay

@@ -44,7 +44,7 @@ from edge_resnet.graph.nodes import (
     Subsample,
 )
 
-__all__ = ["FloatExecutor", "float_function", "input_values"]
+__all__ = ["FloatExecutor", "float_function", "image_bytes", "input_values"]
 
 
 class FloatExecutor:
@@ -71,6 +71,11 @@ def input_values(node: Input, pixels: NDArray[np.uint8]) -> Tensor:
     """Bytes [N, H, W, C] -> the input's real values [N, C, H, W], float32, channels_last."""
     centred = centred_image(node, pixels)
     return centred if node.quant is None else centred * node.quant.scale
+
+
+def image_bytes(node: Input, values: Tensor) -> Tensor:
+    """The bytes that input_values made `values` of, held in floats: [N, C, H, W]."""
+    return values if node.quant is None else values / node.quant.scale + (128 + node.quant.zero_point)
 
 
 def _activate(value: Tensor, activation: Activation) -> Tensor:

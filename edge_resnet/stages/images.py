@@ -1,4 +1,4 @@
-"""The images of a run that its stages share: those to calibrate on, and some of the val split."""
+"""The images of a run that its stages share: those to calibrate on, and some with labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edge_resnet.errors import InputError
 from edge_resnet.progress import Advance
 from edge_resnet.run import Run
 
-__all__ = ["CalibrationImages", "calibration_batches", "validation_images"]
+__all__ = ["CalibrationImages", "calibration_batches", "labelled_images"]
 
 # Calibration images are kept in memory up to this many bytes; more are decoded again for every step.
 _MEMORY = 2**30
@@ -63,11 +63,11 @@ class CalibrationImages:
         return np.concatenate(batches)
 
 
-def validation_images(run: Run, count: int) -> tuple[Pixels, NDArray[np.int64]]:
-    """The first `count` images of the shuffled val split, uint8 [N, H, W, 3], and their labels [N]."""
-    split, settings = run.images.split("val"), run.recipe.evaluate
-    chosen = split.order(run.recipe.seed)[:count]
-    batches = list(split.batches(chosen, run.preprocess, settings.batch, settings.skip_corrupt))
+def labelled_images(run: Run, split: str, count: int) -> tuple[Pixels, NDArray[np.int64]]:
+    """The first `count` images of the shuffled split, uint8 [N, H, W, 3], and their labels [N]."""
+    images, settings = run.images.split(split), run.recipe.evaluate
+    chosen = images.order(run.recipe.seed)[:count]
+    batches = list(images.batches(chosen, run.preprocess, settings.batch, settings.skip_corrupt))
     if not batches:
-        raise InputError(f"{run.images.source}: no image of the val split could be decoded")
+        raise InputError(f"{run.images.source}: no image of the {split} split could be decoded")
     return np.concatenate([b.pixels for b in batches]), np.concatenate([b.labels for b in batches])

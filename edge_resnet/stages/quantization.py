@@ -16,7 +16,8 @@ from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers
 from edge_resnet.recipe import Qat
 from edge_resnet.run import Run
-from edge_resnet.stages.images import CalibrationImages, validation_images
+from edge_resnet.stages.images import CalibrationImages, labelled_images
+from edge_resnet.stages.pruning import record_integers
 from edge_resnet.stages.step_meter import StepMeter
 from edge_resnet.stages.training import check_integers, teacher_of, train_integers, train_module
 
@@ -47,6 +48,7 @@ def quantize_source(run: Run) -> None:
             floating, quantized = train_integers(run, floating, quantized, images, _limit(run))
             meter.add("qat", _qat_seconds(run, started), quantized, _qat_words(recipe.qat))
     _note_what_training_lost(run)
+    record_integers(run)
     run.quantized = quantized
     if recipe.sensitivity.images:
         _sensitivity(run, floating, quantized)
@@ -144,6 +146,7 @@ def _quantize_with_nncf(
     """NNCF's integers, after its post-training quantization and its training, and their float graph."""
     from edge_resnet.compression.nncf_quantizer import calibrate_with_nncf, check_nncf
     from edge_resnet.compression.nncf_task import NncfTask
+    from edge_resnet.distillation import Distiller
 
     check_nncf(floating)  # whether its scheme can be carried, before it takes its time
     qat, started = run.recipe.qat, time.perf_counter()
@@ -153,8 +156,8 @@ def _quantize_with_nncf(
     meter.add("ptq", time.perf_counter() - started, result.graph, "NNCF")
     if qat.epochs:
         started = time.perf_counter()
-        teacher = teacher_of(run)
-        task = NncfTask(model.module, floating.input, qat, teacher)
+        teacher = teacher_of(run, qat.distill, qat.precision)
+        task = NncfTask(model.module, floating.input, Distiller(qat, teacher))
         train_module(run, task, qat, teacher)
         result = model.quantized()
         meter.add("qat", _qat_seconds(run, started), result.graph, f"NNCF, {_qat_words(qat)}")
@@ -170,7 +173,7 @@ def _sensitivity(run: Run, floating: Graph, quantized: Graph) -> None:
     from edge_resnet.verify.npu import npu_notes
 
     settings = run.recipe.sensitivity
-    pixels, labels = validation_images(run, settings.images)
+    pixels, labels = labelled_images(run, "val", settings.images)
     with run.stage("sensitivity", len(pixels)) as advance:
         record = measure_sensitivity(floating, quantized, pixels, labels, advance)
     if settings.max_drop is not None:

@@ -11,15 +11,20 @@ from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.mixed_executor import MixedExecutor
 from edge_resnet.quantization_record import StepRecord
 from edge_resnet.run import Run
-from edge_resnet.stages.images import validation_images
+from edge_resnet.stages.images import labelled_images
 
-__all__ = ["StepMeter"]
+__all__ = ["StepMeter", "measured_images"]
 
 # Accuracy after each step is measured on fewer images than asked for where they would take more than this
 # many multiply-accumulates: minutes.
 _MOST_MACS = 4e11
 
 Pixels = NDArray[np.uint8]
+
+
+def measured_images(asked: int, graph: Graph) -> int:
+    """On how many images a step is measured, where `asked` would take too long."""
+    return min(asked, int(_MOST_MACS / max(1, graph.macs)))
 
 
 class StepMeter:
@@ -33,10 +38,11 @@ class StepMeter:
             recipe.repair.correct_biases,
             recipe.repair.rounding.steps,
             recipe.qat.epochs,
+            recipe.prune.budget is not None,
         )
         self._count = 0  # of images, where there is more than one step
         if any(steps):
-            self._count = min(recipe.evaluate.step_images, int(_MOST_MACS / max(1, floating.macs)))
+            self._count = measured_images(recipe.evaluate.step_images, floating)
         self._floating = floating
         self._images: tuple[Pixels, NDArray[np.int64], NDArray[np.float32]] | None = None
 
@@ -59,6 +65,6 @@ class StepMeter:
 
     def _seen(self) -> tuple[Pixels, NDArray[np.int64], NDArray[np.float32]]:
         if self._images is None:
-            pixels, labels = validation_images(self._run, self._count)
+            pixels, labels = labelled_images(self._run, "val", self._count)
             self._images = pixels, labels, FloatExecutor(self._floating).run(pixels)
         return self._images

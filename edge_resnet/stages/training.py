@@ -1,8 +1,8 @@
-"""The stages that train: the float model before it is imported, the integers after they were chosen."""
+"""The stages that train: the float model before it is imported or after it was pruned, and the integers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,24 @@ from edge_resnet.files import sha256_of
 from edge_resnet.frontends.sources import import_graph
 from edge_resnet.frontends.torch_models import TorchModel
 from edge_resnet.graph.graph import Graph
-from edge_resnet.recipe import Optimization
+from edge_resnet.recipe import Distillation, FineTuning, Optimization, Recipe
 from edge_resnet.run import Run
+from edge_resnet.stages.images import labelled_images
 from edge_resnet.stages.source import check_classes
 
 if TYPE_CHECKING:
-    from edge_resnet.compression.distillation import Teacher
+    from edge_resnet.distillation import Teacher
     from edge_resnet.training import Task
 
-__all__ = ["check_integers", "check_training", "teacher_of", "train_integers", "train_module", "train_source"]
+__all__ = [
+    "check_integers",
+    "check_training",
+    "fine_tune",
+    "teacher_of",
+    "train_integers",
+    "train_module",
+    "train_source",
+]
 
 _BATCH_NORM_BATCHES = 8
 
@@ -59,9 +68,7 @@ def check_training(run: Run) -> None:
     from edge_resnet.training import check_start
 
     train, val = (run.images.split(name) for name in ("train", "val"))
-    for name, settings in (("train", run.recipe.train), ("qat", run.recipe.qat)):
-        if not settings.epochs:
-            continue
+    for name, settings in _trainings(run.recipe):
         if not set(train.paths).isdisjoint(val.paths):
             raise InputError(
                 f"{run.images.source}: training needs images apart from those that accuracy is measured on: "
@@ -70,9 +77,45 @@ def check_training(run: Run) -> None:
         check_start(name, settings, len(train), run.devices)
 
 
+def _trainings(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:
+    """The sections of the recipe that train."""
+    tunes = recipe.prune.budget is not None and (recipe.finetune.epochs or recipe.prune.step_epochs)
+    for name, settings, on in (
+        ("train", recipe.train, recipe.train.epochs),
+        ("finetune", recipe.finetune, tunes),
+        ("qat", recipe.qat, recipe.qat.epochs),
+    ):
+        if on:
+            yield name, settings
+
+
+def fine_tune(run: Run, graph: Graph, settings: FineTuning, name: str = "finetune") -> Graph:
+    """The float graph, trained for `settings.epochs` with batch normalization behind its convolutions.
+
+    It learns from `--teacher`, or from the model as it came. `name`: of the training's record and of its
+    checkpoint's folder; a training between steps of pruning has one of its own, finetune-step1 and so on.
+    Raises InputError: the teacher does not fit, or what `fit` raises.
+    """
+    from edge_resnet.compression.fine_tuning import FineTuningTask, normalized_module, trained_graph
+    from edge_resnet.distillation import Distiller, check_teacher
+    from edge_resnet.graph.float_executor import input_values
+
+    if not settings.epochs:
+        return graph
+    teacher = teacher_of(run, settings.distill, settings.precision)
+    if teacher is not None:
+        check_teacher(teacher.graph, graph)
+    pixels, _ = labelled_images(run, "train", run.recipe.prune.images)
+    size = run.recipe.calibration.batch
+    batches = (input_values(graph.input, pixels[at : at + size]) for at in range(0, len(pixels), size))
+    module = normalized_module(graph, batches)
+    train_module(run, FineTuningTask(module, graph, Distiller(settings, teacher), name), settings, teacher)
+    return trained_graph(graph, module)
+
+
 def check_integers(run: Run) -> None:
     """Whether the integers can be trained as the recipe says, now that the model is imported."""
-    from edge_resnet.compression.distillation import check_teacher
+    from edge_resnet.distillation import check_teacher
 
     if not run.recipe.qat.epochs:
         return
@@ -96,27 +139,27 @@ def train_integers(
     """The trained float graph and its integers. `calibration`: the calibration images, in batches."""
     from edge_resnet.compression.qat import QatTask, trained_graph
     from edge_resnet.compression.qat_module import QatModule
+    from edge_resnet.distillation import Distiller
 
     settings = run.recipe.qat
     module = QatModule(floating, quantized, settings, weight_limit)
     if settings.batch_norm == "trained":
         images = [module.inputs(b) for b, _ in zip(calibration(), range(_BATCH_NORM_BATCHES), strict=False)]
         module.calibrate_batch_norm(images)
-    teacher = teacher_of(run)
-    train_module(run, QatTask(module, settings, teacher), settings, teacher)
+    teacher = teacher_of(run, settings.distill, settings.precision)
+    train_module(run, QatTask(module, Distiller(settings, teacher)), settings, teacher)
     return module.floating(), trained_graph(module, calibration)
 
 
-def teacher_of(run: Run) -> Teacher | None:
-    """Whom QAT learns from as well: the model that `--teacher` names, else the float model itself."""
-    from edge_resnet.compression.distillation import Teacher
+def teacher_of(run: Run, distill: Distillation, precision: str) -> Teacher | None:
+    """Whom training learns from as well: the model that `--teacher` names, else the model as it came."""
+    from edge_resnet.distillation import Teacher
 
-    settings = run.recipe.qat
-    if not settings.distill.on:
+    if not distill.on:
         return None
     graph = run.teacher or run.original
     assert graph is not None
-    return Teacher(graph, settings.precision)
+    return Teacher(graph, precision)
 
 
 def train_module(run: Run, task: Task, settings: Optimization, teacher: Teacher | None = None) -> None:
@@ -132,7 +175,7 @@ def train_module(run: Run, task: Task, settings: Optimization, teacher: Teacher 
             settings,
             run.recipe.seed,
             state=run.state,
-            identity=_identity(run, settings, task.module),
+            identity=_identity(run, settings, task.module, teacher),
             advance=advance,
             report=show_on(advance),
             skip_corrupt=run.recipe.evaluate.skip_corrupt,
@@ -143,9 +186,8 @@ def train_module(run: Run, task: Task, settings: Optimization, teacher: Teacher 
         run.mark_resumed()
 
 
-def _identity(run: Run, settings: Optimization, module: nn.Module) -> str:
+def _identity(run: Run, settings: Optimization, module: nn.Module, teacher: Teacher | None) -> str:
     """Of all that decides the trained weights."""
-    from edge_resnet.compression.graph_module import GraphModule
     from edge_resnet.training import identity_of, weights_digest
 
     # The limit of weights is in no tensor that training begins with, unlike all else that was chosen before.
@@ -153,7 +195,7 @@ def _identity(run: Run, settings: Optimization, module: nn.Module) -> str:
     return identity_of(
         model=run.model.source,
         weights=weights_digest(module),
-        teacher=None if run.teacher is None else weights_digest(GraphModule(run.teacher)),
+        teacher=None if teacher is None else teacher.digest,
         recipe=settings.model_dump(mode="json"),
         seed=run.recipe.seed,
         preprocess=run.preprocess.to_json(),

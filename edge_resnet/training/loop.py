@@ -58,7 +58,7 @@ def fit(
     """
     if not settings.epochs:
         return TrainingRecord(task.name, (), (), 0, 0.0)
-    check_start(task.name, settings, len(split), devices)
+    check_start(_section(task), settings, len(split), devices)
     checkpoints = None if state is None else Checkpoints(state, task.name, identity)
     job = _Job(task, split, preprocess, settings, seed, checkpoints, advance, report, skip_corrupt)
     saved = None if checkpoints is None or is_worker() else checkpoints.read()
@@ -281,7 +281,7 @@ class _Loop:
                 raise self._diverged(f"{name} holds values that are not finite", self.done)
 
     def _diverged(self, what: str, step: int) -> InputError:
-        section, settings = self.task.name, self.settings
+        section, settings = _section(self.task), self.settings
         epoch = min(self.position.epoch + 1, settings.epochs)
         kept = ""
         if self.last_saved is not None and self.job.checkpoints is not None:
@@ -292,6 +292,11 @@ class _Loop:
             f"{section}.learning_rate (now {settings.learning_rate:g}), or raise {section}.warmup "
             f"(now {settings.warmup:g}){kept}"
         )
+
+
+def _section(task: Task) -> str:
+    """Of the recipe: finetune-step1 is trained as finetune says."""
+    return task.name.partition("-")[0]
 
 
 def _seed_generators(seed: int, device: torch.device) -> None:

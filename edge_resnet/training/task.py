@@ -23,7 +23,7 @@ __all__ = ["FloatTask", "LiveMetrics", "Task", "check_logits", "show_on"]
 
 
 class Task(Protocol):
-    """A module and its loss. `name` is the recipe's section: train or qat.
+    """A module and its loss. `name` is the recipe's section: train, finetune (or finetune-step1) or qat.
 
     All that training changes is in the module's state dict (parameters and buffers), so that checkpoints
     hold it.
