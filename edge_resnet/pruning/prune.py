@@ -1,0 +1,189 @@
+"""Prune a float graph to a budget, in one step or several."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from edge_resnet.errors import InputError
+from edge_resnet.graph.channels import ChannelGroup, channel_groups, kept_channels
+from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.nodes import Conv, Linear
+from edge_resnet.graph.passes.remove_blocks import IdentityBlock, identity_blocks, remove_blocks
+from edge_resnet.graph.passes.remove_channels import remove_channels
+from edge_resnet.pruning.changes import Origins
+from edge_resnet.pruning.costs import Costs, total_cost
+from edge_resnet.pruning.criteria import CRITERIA, Scores, channel_scores
+from edge_resnet.pruning.evidence import Sample, answers, block_costs, divergence
+from edge_resnet.pruning.selection import Candidates, Selection, select
+from edge_resnet.pruning_record import BlockChange, LayerChange
+from edge_resnet.recipe import Prune
+
+__all__ = ["Pruned", "Retrain", "check_kept_layers", "image_passes", "prune"]
+
+Retrain = Callable[[Graph, int], Graph]
+"""The graph after some training, behind step number 1, 2, ..."""
+
+# So many groups tell how a criterion that is not in units of the loss compares with what blocks cost.
+_COMPARED = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """`reached`: the part of the original's cost that is left."""
+
+    graph: Graph
+    reached: float
+    layers: tuple[LayerChange, ...]
+    blocks: tuple[BlockChange, ...]
+
+
+def prune(
+    graph: Graph,
+    settings: Prune,
+    costs_of: Callable[[Graph], Costs],
+    sample: Sample | None = None,
+    seed: int = 0,
+    retrain: Retrain = lambda graph, step: graph,
+) -> Pruned:
+    """Take channels and blocks out of a float graph until its costs are the settings' part of what they were.
+
+    `costs_of` makes the costs of a graph; `sample` is needed where image_passes is not 0. `retrain` is called
+    between the steps. Raises InputError: a budget that cannot be met, or layers to keep that do not exist.
+    """
+    budget = settings.budget
+    assert budget is not None
+    name, part = budget
+    check_kept_layers(graph, settings.keep)
+    origins = Origins(graph)
+    first = total_cost(costs_of(graph), graph)
+    known: Mapping[str, float] = {}
+    for step in range(1, settings.steps + 1):
+        most = _allowed(settings, part, step) * first
+        candidates = _candidates(graph, settings, sample, seed + step - 1)
+        chosen = select(graph, costs_of(graph), candidates, most)
+        if chosen.cost > most:
+            raise _impossible(name, part, chosen, first, settings)
+        if step == 1 and settings.criterion != "random":
+            known = candidates.losses
+        masks = kept_channels(graph, list(candidates.groups), chosen.kept)
+        graph = remove_blocks(remove_channels(graph, masks), chosen.blocks)
+        origins.keep({node.name: masks[node.name] for node in graph.nodes})
+        if step < settings.steps:
+            graph = retrain(graph, step)
+    reached = total_cost(costs_of(graph), graph) / first
+    return Pruned(graph, reached, origins.layers(graph), origins.blocks(graph, known))
+
+
+def image_passes(graph: Graph, settings: Prune) -> int:
+    """How often, at most, the sample's images go through the graph to decide what goes; 0: none is needed."""
+    criterion = CRITERIA[settings.criterion]
+    blocks = settings.blocks and settings.criterion != "random" and bool(identity_blocks(graph))
+    passes = criterion.passes * settings.channels + int(blocks)
+    if blocks and settings.channels and not criterion.in_nats:
+        passes += 1 + _COMPARED
+    return passes and 1 + settings.steps * passes
+
+
+def check_kept_layers(graph: Graph, patterns: Sequence[str]) -> None:
+    """Raises InputError for the first pattern that names no layer."""
+    layers = [node.name for node in graph.nodes if isinstance(node, Conv | Linear)]
+    for pattern in patterns:
+        if not any(fnmatchcase(layer, pattern) for layer in layers):
+            near = difflib.get_close_matches(pattern, layers, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"layers are {', '.join(layers[:3])}, ..."
+            raise InputError(f"prune.keep: {pattern!r} names no layer; {hint}")
+
+
+def _allowed(settings: Prune, part: float, step: int) -> float:
+    """Which part of the original may be left after the step."""
+    done = step / settings.steps
+    if settings.schedule == "cubic":  # Zhu and Gupta, 2017, 1710.01878, equation 1
+        return part + (1 - part) * (1 - done) ** 3
+    return 1 - (1 - part) * done
+
+
+def _candidates(graph: Graph, settings: Prune, sample: Sample | None, seed: int) -> Candidates:
+    """All that may go, and what it is worth, now."""
+
+    def free(layers: Sequence[str]) -> bool:
+        return not any(fnmatchcase(layer, pattern) for layer in layers for pattern in settings.keep)
+
+    groups = [g for g in channel_groups(graph) if free(g.layers)] if settings.channels else []
+    blocks = [b for b in identity_blocks(graph) if free(b.branch)] if settings.blocks else []
+    scores = channel_scores(settings.criterion, graph, groups, sample, seed)
+    losses: Mapping[str, float] = {}
+    if blocks and settings.criterion == "random":
+        losses = _random_losses(blocks, groups, seed)
+    elif blocks:
+        assert sample is not None
+        losses = block_costs(graph, sample)
+        if groups and not CRITERIA[settings.criterion].in_nats:
+            scores = _in_nats(graph, groups, scores, sample, settings.multiple)
+    return Candidates(groups, scores, blocks, losses, settings.multiple)
+
+
+def _random_losses(
+    blocks: Sequence[IdentityBlock], groups: Sequence[ChannelGroup], seed: int
+) -> dict[str, float]:
+    """As much as the random scores of the units inside come to, with a chance of its own."""
+    rng = np.random.default_rng([seed, len(blocks)])
+    inside = [
+        sum(group.units for group in groups if set(group.layers) <= set(block.branch)) for block in blocks
+    ]
+    return {
+        block.total: float(2 * rng.random() * max(1, units))
+        for block, units in zip(blocks, inside, strict=True)
+    }
+
+
+def _in_nats(
+    graph: Graph, groups: Sequence[ChannelGroup], scores: Scores, sample: Sample, multiple: int
+) -> Scores:
+    """The scores times one factor, which makes them comparable with what blocks cost.
+
+    It is the median of what the removal of a few groups' least channels really costs, over their scores.
+    """
+    present = divergence(sample, answers(graph, sample))
+    ratios = []
+    for index in _spread(len(groups)):
+        group, values = groups[index], scores[index]
+        count = min(max(1, multiple // group.per_unit), group.units - 1)
+        if count < 1:
+            continue
+        stays = np.ones(group.units, bool)
+        least = np.argsort(values, kind="stable")[:count]
+        stays[least] = False
+        smaller = remove_channels(graph, kept_channels(graph, [group], [stays]))
+        real = divergence(sample, answers(smaller, sample)) - present
+        ratios.append(max(real, 0.0) / max(float(values[least].sum()), 1e-30))
+    factor = float(np.median(ratios)) if ratios else 1.0
+    return [values * (factor or 1.0) for values in scores]
+
+
+def _spread(count: int) -> Iterator[int]:
+    """At most _COMPARED numbers below `count`, evenly."""
+    yield from dict.fromkeys(int(i) for i in np.linspace(0, count - 1, min(count, _COMPARED)))
+
+
+def _impossible(name: str, part: float, chosen: Selection, first: float, settings: Prune) -> InputError:
+    unit, factor = {
+        "latency": ("ms", 1.0),
+        "macs": ("million multiply-accumulates", 1e-6),
+        "params": ("parameters", 1.0),
+        "bytes": ("bytes", 1.0),
+    }[name]
+    reasons = [f"each layer keeps at least {settings.multiple} channels (prune.multiple)"]
+    reasons.append("blocks that change the size stay" if settings.blocks else "prune.blocks is false")
+    if not settings.channels:
+        reasons[0] = "prune.channels is false"
+    if settings.keep:
+        reasons.append("prune.keep")
+    return InputError(
+        f"prune.{name}={part:g} cannot be met: {chosen.cost / first:.3f} of the original "
+        f"({chosen.cost * factor:,.4g} {unit}) is the least that can be had, since {', '.join(reasons)}"
+    )
