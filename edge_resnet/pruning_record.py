@@ -62,15 +62,16 @@ class LatencyRecord:
     """Predicted and measured latency (ms, one image) of the final int8 file and of the unpruned one.
 
     `table`: where the table was measured, and when; `spread`: the median relative spread (interquartile
-    range over median) of its entries. Measured figures are null where nothing was measured.
+    range over median) of its entries. Without a table these and what is predicted are null; measured figures
+    are null where nothing was measured.
     """
 
     runtime: str
     threads: int
-    table: str
-    spread: float
-    predicted_ms: float
-    predicted_unpruned_ms: float
+    table: str | None
+    spread: float | None
+    predicted_ms: float | None
+    predicted_unpruned_ms: float | None
     measured_ms: float | None = None
     measured_unpruned_ms: float | None = None
 

@@ -15,6 +15,7 @@ from edge_resnet.benchmark.local import BenchmarkResult
 from edge_resnet.benchmark.statistics import paired_difference, wilson_interval
 from edge_resnet.cpu import this_cpu
 from edge_resnet.files import sha256_of, size_of
+from edge_resnet.pruning_record import PruningRecord
 from edge_resnet.quantization_record import QuantizationRecord
 from edge_resnet.report import schema
 from edge_resnet.runners.base import Runner
@@ -26,7 +27,7 @@ from edge_resnet.verify.ranges import RangeCheck
 if TYPE_CHECKING:
     from edge_resnet.run import Run
 
-__all__ = ["assemble_report", "quantization_part"]
+__all__ = ["assemble_report", "pruning_part", "quantization_part"]
 
 _PACKAGES = (
     "edge-resnet",
@@ -85,6 +86,7 @@ def assemble_report(
         preprocess=run.preprocess.to_json(),
         notes=list(run.notes),
         quantization=quantization_part(run.record),
+        pruning=None if run.pruning is None else pruning_part(run.pruning),
     )
 
 
@@ -93,6 +95,10 @@ def quantization_part(record: QuantizationRecord) -> schema.Quantization | None:
     if not record.steps and not record.training and record.sensitivity is None:
         return None
     return schema.Quantization.model_validate(_finite(asdict(record)))
+
+
+def pruning_part(record: PruningRecord) -> schema.Pruning:
+    return schema.Pruning.model_validate(_finite(asdict(record)))
 
 
 def _finite(value: Any) -> Any:

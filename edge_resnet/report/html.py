@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edge_resnet.report.charts import Bar, Interval, bar_chart, histogram_chart, interval_chart
+from edge_resnet.report.html_pruning import removal_charts, stage_charts
 from edge_resnet.report.html_quantization import Chart, sensitivity_charts, training_charts
 from edge_resnet.report.present import baseline_interval, baseline_name, headline_benchmark, present
 from edge_resnet.report.schema import Kind, Report
@@ -37,6 +38,9 @@ def to_html(report: Report) -> str:
             chart for chart in (_sizes(report), _latencies(report), _top1(report), _deltas(report)) if chart
         ],
         histograms=_histograms(report),
+        pruning=page.pruning,
+        removals=[] if report.pruning is None else removal_charts(report.pruning),
+        pruned_stages=[] if report.pruning is None else stage_charts(report.pruning),
         quantization=part,
         curves=[] if part is None else training_charts(part),
         layers=[] if sensitivity is None else sensitivity_charts(sensitivity.source),

@@ -9,6 +9,7 @@ import yaml
 
 from edge_resnet.report.figures import Figure
 from edge_resnet.report.present import Page, present
+from edge_resnet.report.present_pruning import PruningPage
 from edge_resnet.report.present_quantization import SensitivityPart, TrainingPart
 from edge_resnet.report.schema import Report
 from edge_resnet.report.verdict import Status
@@ -23,6 +24,7 @@ _TITLES = {Status.VERIFIED: "verified", Status.INCOMPLETE: "not fully verified",
 _MOST_MISMATCHES = 20
 _MOST_LAYERS = 15
 _MOST_EPOCHS = 12
+_MOST_CHANNELS = 100  # letters
 
 
 def to_markdown(report: Report) -> str:
@@ -36,6 +38,7 @@ def to_markdown(report: Report) -> str:
         _artifacts(page),
         _parity(page),
         _ranges(report),
+        "" if page.pruning is None else _pruning(page.pruning),
         _quantization(page),
         _speed(page),
         _notes(page),
@@ -114,6 +117,44 @@ def _ranges(report: Report) -> str:
         shown.append(f"and {len(mismatches) - _MOST_MISMATCHES} more, in report.json")
     table = _table(("target", "tensors checked", "equal", "result"), rows)
     return "\n\n".join(part for part in ("## Read back and compared", table, _list(shown)) if part)
+
+
+def _pruning(part: PruningPage) -> str:
+    parts = ["## Pruning", _list(f"{name}: {_text(words)}" for name, words in part.facts)]
+    if part.stages:
+        head = (
+            *("stage", "what", "top-1 (95 %)", "change, points", "MACs", "parameters", "int8 file"),
+            *("latency, predicted", "latency, measured"),
+        )
+        stages = [
+            (r.name, r.detail, r.top1, r.change, r.macs, r.params, r.size, r.predicted, r.measured)
+            for r in part.stages
+        ]
+        parts.append(_table(head, stages))
+    if part.latency:
+        rows = [(r.name, r.predicted, r.measured, r.error) for r in part.latency]
+        parts.append(_table(("latency", "predicted", "measured", "error of the prediction"), rows))
+    if part.layers:
+        parts += ["### What went", _list(map(_text, _went(part)))]
+    return "\n\n".join(parts)
+
+
+def _went(part: PruningPage) -> list[str]:
+    """Each block in a line, then each layer that stayed, narrower."""
+    gone = [block for block in part.blocks if block.removed]
+    lines = [
+        f"{block.name}: the whole block ({block.layers})"
+        + ("" if block.cost.reason else f"; divergence without it {block.cost.text} nats, {block.cost.kind}")
+        for block in gone
+    ]
+    for layer in part.layers:
+        if layer.removed:
+            continue
+        channels = layer.gone
+        if len(channels) > _MOST_CHANNELS:
+            channels = f"{channels[:_MOST_CHANNELS].rpartition(', ')[0]}, …; all are in report.json"
+        lines.append(f"{layer.name}: {layer.channels}; gone: {channels}")
+    return lines
 
 
 def _quantization(page: Page) -> str:

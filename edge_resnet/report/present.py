@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from edge_resnet.benchmark.statistics import wilson_interval
 from edge_resnet.report.figures import Figure, Reasons, because
+from edge_resnet.report.present_pruning import PruningPage, present_pruning
 from edge_resnet.report.present_quantization import QuantizationPage, present_quantization
 from edge_resnet.report.schema import Artifact, Baseline, Benchmark, Kind, Latency, Parity, Report
 from edge_resnet.report.verdict import Verdict, problems, verdict
@@ -91,6 +92,7 @@ class Page:
     rows: list[Row]
     proof: list[ProofRow]
     speed: list[SpeedRow]
+    pruning: PruningPage | None
     quantization: QuantizationPage | None
     notes: list[str]
     reasons: list[str]
@@ -102,13 +104,14 @@ def present(report: Report) -> Page:
     artifacts = report.artifacts
     rows = [_baseline_row(report.baseline, reasons)]
     rows += [_artifact_row(artifact, report, reasons) for artifact in artifacts]
-    quantization = report.quantization
+    pruning, quantization = report.pruning, report.quantization
     return Page(
         verdict=verdict(report),
         failures=[problem for artifact in artifacts for problem in problems(artifact)],
         rows=rows,
         proof=[row for artifact in artifacts for row in _proof_rows(artifact, reasons)],
         speed=[_speed_row(a, benchmark, reasons) for a in artifacts for benchmark in a.benchmarks],
+        pruning=None if pruning is None else present_pruning(pruning, reasons),
         quantization=None if quantization is None else present_quantization(quantization, reasons),
         notes=_notes(report),
         reasons=reasons.texts,

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from edge_resnet.errors import InputError
 from edge_resnet.report.part import Part
+from edge_resnet.report.schema_pruning import Pruning
 from edge_resnet.report.schema_quantization import Quantization
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Latency",
     "Model",
     "Parity",
+    "Pruning",
     "Quantization",
     "Ranges",
     "Report",
@@ -217,6 +219,7 @@ class Report(Part):
     preprocess: dict[str, Any] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     quantization: Quantization | None = None
+    pruning: Pruning | None = None
 
     @property
     def failures(self) -> list[str]:

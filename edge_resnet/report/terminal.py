@@ -37,6 +37,9 @@ def print_summary(report: Report, console: Console, directory: Path | None = Non
         _say(console, failure, "red", indent=2)
     for evidence in page.verdict.evidence:
         _say(console, evidence, indent=2)
+    if page.pruning is not None:
+        for line in page.pruning.summary:
+            _say(console, line, indent=2)
     if page.quantization is not None:
         for line in _quantization(page.quantization):
             _say(console, line, indent=2)

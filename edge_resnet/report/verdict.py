@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
 
+from edge_resnet.report.present_pruning import gain_words
 from edge_resnet.report.schema import Artifact, Kind, Parity, Report
 from edge_resnet.report.wording import join, plural, share
 
@@ -57,7 +58,9 @@ def verdict(report: Report) -> Verdict:
     int8 = sum(artifact.ranges is not None for artifact in artifacts)
     kinds = [f"{count} {name}" for count, name in ((int8, "int8"), (len(artifacts) - int8, "float")) if count]
     noun = "artifact" if len(artifacts) == 1 else "artifacts"
-    return Verdict(Status.VERIFIED, f"{join(kinds)} {noun}, run and checked.", evidence)
+    gain = "" if report.pruning is None else gain_words(report.pruning)
+    pruned = f" Pruned: {gain}." if gain else ""
+    return Verdict(Status.VERIFIED, f"{join(kinds)} {noun}, run and checked.{pruned}", evidence)
 
 
 def problems(artifact: Artifact) -> list[str]:
