@@ -1,6 +1,6 @@
-"""The stages of `compress`, in order: open, train, import, quantize, export, prove, benchmark, report.
+"""The stages of `compress`: open, train, import, prune, quantize, export, prove, benchmark, report.
 
-The first four are in stages/.
+The first five are in stages/.
 
 Everything is written into a folder beside the final place and moved there in the end, so that a run that
 fails or is interrupted leaves what was there before.
@@ -28,6 +28,8 @@ from edge_resnet.progress import Progress, SilentProgress
 from edge_resnet.recipe import load_recipe
 from edge_resnet.run import Run
 from edge_resnet.run_directory import EvaluationRecord, Probe, write_graph_directory
+from edge_resnet.stages.pruned_speed import record_speed, unpruned_files
+from edge_resnet.stages.pruning import prune_source
 from edge_resnet.stages.quantization import quantize_source
 from edge_resnet.stages.source import import_source, open_run, open_teacher
 from edge_resnet.stages.training import check_training, train_source
@@ -110,6 +112,7 @@ def _run(run: Run, work: Path, command: str) -> RunResult:
 
     train_source(run)
     import_source(run)
+    prune_source(run)
     quantize_source(run)
     leave_worker()  # all training is done: one process goes on
     paths = _export(run, work)
@@ -161,6 +164,7 @@ def _prove(run: Run, paths: dict[Target, Path], split: ImageSplit, chosen: np.nd
             settings.emulated_images,
             advance,
             fold_normalization_std(run.floating),
+            changed=run.pruning is not None,
         )
 
 
@@ -175,10 +179,15 @@ def _benchmark(
     settings = run.recipe.benchmark
     if not settings.runs:
         return None, {}
-    artifacts = [(target.name, path) for target, path in paths.items()]
-    with run.stage("benchmark", len(artifacts) * settings.runs) as advance:
-        latency = eager_latency(run.baseline.logits, run.preprocess.size, settings.threads)
-        results = benchmark_local(artifacts, settings.threads, BenchmarkSettings(runs=settings.runs), advance)
+    with tempfile.TemporaryDirectory() as folder:
+        artifacts = [(target.name, path) for target, path in paths.items()]
+        artifacts += unpruned_files(run, Path(folder))
+        with run.stage("benchmark", len(artifacts) * settings.runs) as advance:
+            latency = eager_latency(run.baseline.logits, run.preprocess.size, settings.threads)
+            results = benchmark_local(
+                artifacts, settings.threads, BenchmarkSettings(runs=settings.runs), advance
+            )
+    record_speed(run, results)
     return latency, results
 
 

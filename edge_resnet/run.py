@@ -18,6 +18,7 @@ from edge_resnet.pruning_record import PruningRecord
 from edge_resnet.quantization_record import QuantizationRecord
 from edge_resnet.recipe import Recipe
 from edge_resnet.runners.base import Runner
+from edge_resnet.stage_cache import StageCache
 from edge_resnet.targets import Target
 from edge_resnet.verify.import_check import ImportCheck
 
@@ -38,6 +39,8 @@ class Run:
     """One run of the pipeline: what was opened, and what the stages have made so far.
 
     `original`: the float graph as it was imported; `floating`: what it became, pruned and trained.
+    `unpruned`: the original in integers, where it was pruned: what is to be beaten in speed.
+    `stage_cache`: where stages keep what they made; None: in the run's own folder.
     """
 
     recipe: Recipe
@@ -55,10 +58,12 @@ class Run:
     original: Graph | None = None
     floating: Graph | None = None
     quantized: Graph | None = None
+    unpruned: Graph | None = None
     import_check: ImportCheck | None = None
     baseline: Runner | None = None
     record: QuantizationRecord = field(default_factory=QuantizationRecord)
     pruning: PruningRecord | None = None
+    stage_cache: StageCache | None = None
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Any]:
@@ -75,6 +80,19 @@ class Run:
     def state(self) -> Path:
         """Where checkpoints of training are: they outlive a run that fails."""
         return self.out / "state"
+
+    @property
+    def cache(self) -> StageCache:
+        return self.stage_cache or StageCache(self.state / "stages")
+
+    def images_identity(self) -> dict[str, Any]:
+        """Of all that decides which pixels a stage sees, whatever split and number it takes."""
+        return {
+            "data": self.images.fingerprint,
+            "preprocess": self.preprocess.to_json(),
+            "seed": self.recipe.seed,
+            "skip_corrupt": self.recipe.evaluate.skip_corrupt,
+        }
 
     def note(self, text: str) -> None:
         self.notes.append(text)

@@ -19,7 +19,7 @@ from edge_resnet.run import Run
 from edge_resnet.stages.images import CalibrationImages, labelled_images
 from edge_resnet.stages.pruning import record_integers
 from edge_resnet.stages.step_meter import StepMeter
-from edge_resnet.stages.training import check_integers, teacher_of, train_integers, train_module
+from edge_resnet.stages.training import check_integers, distiller_of, train_integers, train_module
 
 __all__ = ["quantize_source"]
 
@@ -146,7 +146,6 @@ def _quantize_with_nncf(
     """NNCF's integers, after its post-training quantization and its training, and their float graph."""
     from edge_resnet.compression.nncf_quantizer import calibrate_with_nncf, check_nncf
     from edge_resnet.compression.nncf_task import NncfTask
-    from edge_resnet.distillation import Distiller
 
     check_nncf(floating)  # whether its scheme can be carried, before it takes its time
     qat, started = run.recipe.qat, time.perf_counter()
@@ -156,9 +155,9 @@ def _quantize_with_nncf(
     meter.add("ptq", time.perf_counter() - started, result.graph, "NNCF")
     if qat.epochs:
         started = time.perf_counter()
-        teacher = teacher_of(run, qat.distill, qat.precision)
-        task = NncfTask(model.module, floating.input, Distiller(qat, teacher))
-        train_module(run, task, qat, teacher)
+        distiller = distiller_of(run, qat, floating)
+        task = NncfTask(model.module, floating.input, distiller)
+        train_module(run, task, qat, distiller.teacher)
         result = model.quantized()
         meter.add("qat", _qat_seconds(run, started), result.graph, f"NNCF, {_qat_words(qat)}")
     for note in result.notes:

@@ -33,6 +33,7 @@ __all__ = ["BASELINE", "Proof", "Proofs", "prove", "read_back"]
 
 BASELINE = "baseline"
 REFERENCE = "reference"
+FLOAT_GRAPH = "float graph"
 
 # A runtime that computes in float16 (Core ML) or sums floats in another order may choose another class on
 # a few images; more than this share is a defect, not rounding.
@@ -84,11 +85,13 @@ def prove(
     emulated_images: int,
     advance: Callable[[int], None] = lambda steps: None,
     floating: Graph | None = None,
+    changed: bool = False,
 ) -> Proofs:
     """Read back, run and compare. A problem of one artifact does not stop the others.
 
     `baseline` is the float model; `baseline_name` says in the report what it is. None leaves accuracy out.
     `floating` is what the float artifacts were written from; without it their weights are not checked.
+    `changed`: it is another model than the baseline (pruned, trained), and float artifacts answer as it does.
     """
     inexact = first_inexact(quantized)
     proofs = [Proof(t, path, exact=t.exact and inexact is None) for t, path in artifacts.items()]
@@ -102,12 +105,15 @@ def prove(
         batches = _check_half_precision(proofs, floating, batches)
     output = quantized.output.quant
     scale = None if output is None else output.scale
-    subjects = [_subject(proof, scale, baseline_name, emulated_images) for proof in proofs if proof.runner]
+    expected: dict[str, Callable[[Pixels], Logits]] = {REFERENCE: MixedExecutor(quantized).logits}
+    floats = BASELINE, baseline_name
+    if changed and floating is not None:
+        floats = FLOAT_GRAPH, FLOAT_GRAPH
+        expected[FLOAT_GRAPH] = FloatExecutor(floating).run
+    subjects = [_subject(proof, scale, *floats, emulated_images) for proof in proofs if proof.runner]
     if baseline is not None:
         subjects.insert(0, Subject(BASELINE, baseline))
-    outcomes = evaluate(
-        batches, subjects, {REFERENCE: MixedExecutor(quantized).logits}, parity_images, advance
-    )
+    outcomes = evaluate(batches, subjects, expected, parity_images, advance)
     for proof in proofs:
         if proof.runner is not None:
             proof.outcome = outcomes[proof.target.name]
@@ -170,18 +176,21 @@ def _open(proof: Proof) -> None:
         proof.failures.append(str(error))
 
 
-def _subject(proof: Proof, scale: float | None, baseline_name: str, emulated_images: int) -> Subject:
+def _subject(
+    proof: Proof, scale: float | None, floats: str, floats_name: str, emulated_images: int
+) -> Subject:
+    """`floats`: what a float artifact's answers are compared with, and its name in the report."""
     target, runner = proof.target, proof.runner
     assert runner is not None
     if target.quantized:
         proof.parity = ParityTally("reference executor", scale, to_the_bit=proof.exact)
     else:
-        proof.parity = ParityTally(baseline_name, None)
+        proof.parity = ParityTally(floats_name, None)
     return Subject(
         name=target.name,
         logits=runner.logits,
         limit=emulated_images if runner.emulated else None,
-        expects=REFERENCE if target.quantized else BASELINE,
+        expects=REFERENCE if target.quantized else floats,
         parity=proof.parity,
         cross=proof.exact,
     )
