@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge_resnet.errors import VerificationError
 
-__all__ = ["Kernels", "LiteRTRunner"]
+__all__ = ["Kernels", "LiteRTRunner", "quiet_standard_error"]
 
 
 class Kernels(Enum):
@@ -29,7 +29,7 @@ class Kernels(Enum):
 
 
 @contextmanager
-def _quiet_standard_error() -> Iterator[None]:
+def quiet_standard_error() -> Iterator[None]:
     """LiteRT's C++ code announces its delegate on standard error; what goes wrong comes as an exception."""
     sys.stderr.flush()
     kept = os.dup(2)
@@ -59,7 +59,7 @@ class LiteRTRunner:
         self.version = version("ai-edge-litert")
         resolver = OpResolverType.AUTO if kernels is Kernels.XNNPACK else OpResolverType.BUILTIN_REF
         try:
-            with _quiet_standard_error():
+            with quiet_standard_error():
                 self._interpreter = Interpreter(
                     model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
                 )
