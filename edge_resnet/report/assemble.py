@@ -49,7 +49,7 @@ def assemble_report(
     command: str,
 ) -> schema.Report:
     """All that report.json holds; artifacts are read from where the proofs found them."""
-    assert run.floating is not None
+    assert run.original is not None
     assert run.quantized is not None
     assert run.baseline is not None
     model, check = run.model, run.import_check
@@ -63,9 +63,9 @@ def assemble_report(
             name=model.name,
             source=model.source,
             weights_sha256=model.weights_sha256,
-            input_shape=[1, *run.floating.input.shape],
-            params=run.floating.params if model.params is None else model.params,
-            macs=run.floating.macs,
+            input_shape=[1, *run.original.input.shape],
+            params=run.original.params if model.params is None else model.params,
+            macs=run.original.macs,
             import_check=None if check is None else schema.ImportCheck(**asdict(check)),
         ),
         baseline=_baseline(proofs.baseline, latency, run.baseline.runtime),

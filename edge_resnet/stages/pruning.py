@@ -205,12 +205,13 @@ class _StageMeter:
         self._count = measured_images(run.recipe.evaluate.step_images, run.original)
 
     def add(self, name: str, graph: Graph, detail: str = "") -> None:
-        run, top1 = self._run, None
+        run, top1, count = self._run, None, 0
         assert run.pruning is not None
         with run.stage(f"measure {name}"):
             if self._count:
                 pixels, labels = labelled_images(run, "val", self._count)
                 top1 = float((FloatExecutor(graph).run(pixels).argmax(1) == labels).mean())
+                count = len(labels)
             size = len(tflite_bytes(_in_integers(run, graph)))
         lowered = lower_for_integers(graph)
         run.pruning.stages.append(
@@ -218,7 +219,7 @@ class _StageMeter:
                 name,
                 False,
                 top1,
-                self._count,
+                count,
                 graph.macs,
                 graph.params,
                 size,
