@@ -33,6 +33,7 @@ from edge_resnet.graph.passes import lower_for_integers, simplify
 from edge_resnet.graph.reference import ReferenceExecutor
 from edge_resnet.recipe import Export, Qat
 from edge_resnet.targets import parse_targets
+from edge_resnet.training import Portion
 from edge_resnet.verify.ranges import compare_ranges
 from tests.random_graphs import random_graph, random_pixels
 
@@ -86,9 +87,10 @@ class _Trainer:
         task = NncfTask(module, self.graph.input, Distiller(settings))
         optimizer = torch.optim.SGD(task.parameter_groups(settings), settings.learning_rate, momentum=0.9)
         labels = torch.arange(len(self.pixels)) % 5
-        inputs = task.inputs(self.pixels)
+        inputs, count = task.inputs(self.pixels), len(labels)
+        portion = Portion(0, self.pixels, labels.numpy(), count, np.arange(count), np.zeros(count, np.bool_))
         for _ in range(self.steps):
-            loss, _ = task.loss(module, inputs, labels)
+            loss, _ = task.loss(module, inputs, labels, portion)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -33,7 +33,17 @@ from edge_resnet.models.zoo import ZOO
 from edge_resnet.progress import SilentProgress
 from edge_resnet.quantization_record import TrainingRecord
 from edge_resnet.recipe import Optimization, Train
-from edge_resnet.training import FloatTask, LiveMetrics, data, fit, identity_of, loop, show_on, weights_digest
+from edge_resnet.training import (
+    FloatTask,
+    LiveMetrics,
+    Portion,
+    data,
+    fit,
+    identity_of,
+    loop,
+    show_on,
+    weights_digest,
+)
 from edge_resnet.training.ranks import _batch_norm
 
 SMALL = Preprocess((16, 16), (0.5,) * 3, (0.5,) * 3)
@@ -207,8 +217,10 @@ def test_a_damaged_checkpoint_is_named(split: ImageSplit, tmp_path: Path) -> Non
 @pytest.mark.usefixtures("every_step")
 def test_divergence_keeps_the_last_good_checkpoint(split: ImageSplit, tmp_path: Path) -> None:
     class Spoiled(FloatTask):
-        def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            loss, logits = super().loss(module, inputs, labels)
+        def loss(
+            self, module: nn.Module, inputs: Tensor, labels: Tensor, portion: Portion
+        ) -> tuple[Tensor, Tensor]:
+            loss, logits = super().loss(module, inputs, labels, portion)
             return loss * (float("nan") if self.now == 4 else 1.0), logits
 
         def on_step(self, step: int, total: int) -> None:
@@ -257,7 +269,9 @@ class Double(FloatTask):
     def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
         return super().inputs(pixels).double()
 
-    def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, module: nn.Module, inputs: Tensor, labels: Tensor, portion: Portion
+    ) -> tuple[Tensor, Tensor]:
         logits = module(inputs)
         return F.cross_entropy(logits, labels), logits
 

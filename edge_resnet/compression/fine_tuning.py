@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from edge_resnet.graph.float_executor import image_bytes, input_values
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Conv
 from edge_resnet.recipe import Optimization
-from edge_resnet.training import check_logits, decayed
+from edge_resnet.training import Portion, check_logits, decayed
 from edge_resnet.training.precision import graph_strides_over_one_pixel
 
 __all__ = ["FineTuningTask", "NormalizedConv", "normalized_module", "trained_graph"]
@@ -36,18 +37,26 @@ class FineTuningTask:
     Trainings between the steps of pruning have names of their own, finetune-step1 and so on.
     """
 
-    module: GraphModule
+    student: GraphModule
     graph: Graph
     distiller: Distiller
     name: str = "finetune"
 
+    @cached_property
+    def module(self) -> nn.Module:
+        return self.distiller.trained(self.student)
+
     def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
         return input_values(self.graph.input, pixels)
 
-    def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = check_logits(module(inputs), labels)
-        loss = self.distiller.loss(logits, labels, lambda: image_bytes(self.graph.input, inputs))
-        return loss, logits
+    def loss(
+        self, module: nn.Module, inputs: Tensor, labels: Tensor, portion: Portion
+    ) -> tuple[Tensor, Tensor]:
+        logits, tensors = self.student.run(inputs, self.distiller.wanted)
+        logits = check_logits(logits, labels)
+        return self.distiller.loss(
+            logits, labels, portion, lambda: image_bytes(self.graph.input, inputs), tensors
+        ), logits
 
     def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
         return decayed(self.module, settings)

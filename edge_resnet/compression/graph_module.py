@@ -67,12 +67,18 @@ class GraphModule(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:
-        values = {self._first: image}
+        return self.run(image, ())[0]
+
+    def run(self, image: Tensor, wanted: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output, and those of the nodes that are wanted."""
+        values, found = {self._first: image}, {}
         for name, inputs, key in self._order:
             values[name] = getattr(self, key)(*[values[source] for source in inputs])
+            if name in wanted:
+                found[name] = values[name]
             for source in self._finished[name]:  # in evaluation nobody else keeps them
                 del values[source]
-        return values[self._last]
+        return values[self._last], found
 
 
 def with_trained_weights(graph: Graph, module: nn.Module) -> Graph:

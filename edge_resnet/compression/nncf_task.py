@@ -13,7 +13,7 @@ from edge_resnet.distillation import Distiller
 from edge_resnet.graph.float_executor import image_bytes, input_values
 from edge_resnet.graph.nodes import Input
 from edge_resnet.recipe import Optimization
-from edge_resnet.training import check_logits
+from edge_resnet.training import Portion, check_logits
 from edge_resnet.training.precision import module_strides_over_one_pixel
 
 __all__ = ["NncfTask"]
@@ -31,9 +31,11 @@ class NncfTask:
     def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
         return input_values(self.source, pixels)
 
-    def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, module: nn.Module, inputs: Tensor, labels: Tensor, portion: Portion
+    ) -> tuple[Tensor, Tensor]:
         logits = check_logits(module(inputs), labels)
-        loss = self.distiller.loss(logits, labels, lambda: image_bytes(self.source, inputs))
+        loss = self.distiller.loss(logits, labels, portion, lambda: image_bytes(self.source, inputs))
         return loss, logits
 
     def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from edge_resnet.compression.qat_module import QatModule
 from edge_resnet.distillation import Distiller
 from edge_resnet.graph.graph import Graph
 from edge_resnet.recipe import Optimization
-from edge_resnet.training import check_logits, decayed
+from edge_resnet.training import Portion, check_logits, decayed
 
 __all__ = ["QatTask", "trained_graph"]
 
@@ -24,26 +25,33 @@ __all__ = ["QatTask", "trained_graph"]
 class QatTask:
     """What `fit` trains. The module computes in the recipe's precision itself: no autocast."""
 
-    module: QatModule
+    student: QatModule
     distiller: Distiller
     name: str = "qat"
 
-    def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
-        return self.module.inputs(pixels)
+    @cached_property
+    def module(self) -> nn.Module:
+        return self.distiller.trained(self.student)
 
-    def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = check_logits(module(inputs), labels)
+    def inputs(self, pixels: NDArray[np.uint8]) -> Tensor:
+        return self.student.inputs(pixels)
+
+    def loss(
+        self, module: nn.Module, inputs: Tensor, labels: Tensor, portion: Portion
+    ) -> tuple[Tensor, Tensor]:
+        logits, tensors = self.student.run(inputs, self.distiller.wanted)
 
         def images() -> Tensor:
-            return inputs.float() + self.module.byte_zero
+            return inputs.float() + self.student.byte_zero
 
-        return self.distiller.loss(logits, labels, images), logits
+        logits = check_logits(logits, labels)
+        return self.distiller.loss(logits, labels, portion, images, tensors), logits
 
     def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
         return decayed(self.module, settings)  # scales have one axis, as biases have: they do not decay
 
     def on_step(self, step: int, total: int) -> None:
-        self.module.before_step(step, total)
+        self.student.before_step(step, total)
 
     def autocast(self, settings: Optimization) -> bool:
         return False

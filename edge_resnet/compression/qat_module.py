@@ -93,8 +93,18 @@ class QatModule(nn.Module):
         return 128 + _quant(self.graph.input).zero_point
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = run_nodes(self.graph, self._functions, images)
-        return logits.float() * self._step(self.graph.output.name)
+        return self.run(images, ())[0]
+
+    def run(self, images: Tensor, wanted: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The logits, and the real values of the wanted nodes' outputs, float32."""
+        found: dict[str, Tensor] = {}
+
+        def observe(name: str, values: Tensor) -> None:
+            if name in wanted:
+                found[name] = values.float() * self._step(name)
+
+        logits = run_nodes(self.graph, self._functions, images, observe if wanted else None)
+        return logits.float() * self._step(self.graph.output.name), found
 
     def train(self, mode: bool = True) -> QatModule:
         super().train(mode)

@@ -50,6 +50,10 @@ class Batch:
     labels: NDArray[np.int64]
     indices: NDArray[np.int64]
 
+    def of(self, chosen: slice | NDArray[np.int64]) -> Batch:
+        """Some of it."""
+        return Batch(self.pixels[chosen], self.labels[chosen], self.indices[chosen])
+
 
 @dataclass
 class ImageSplit:

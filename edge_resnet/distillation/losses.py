@@ -44,7 +44,8 @@ def dist(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """[N, classes] -> [N]."""
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(_SMALLEST)
+    result: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(_SMALLEST)
+    return result
 
 
 def _over_images(p: Tensor, q: Tensor) -> Tensor:

@@ -26,16 +26,20 @@ class Teacher:
         self._quant = graph.input.quant
         self._low = precision == "bfloat16"
 
-    @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Bytes [N, C, H, W], held in floats -> float32 [N, classes]."""
+        """Bytes [N, C, H, W], of any type -> float32 [N, classes]."""
+        return self.run(images, ())[0]
+
+    @torch.no_grad()
+    def run(self, images: Tensor, wanted: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """And the outputs of the wanted nodes, as precise as the layers."""
         self._module.to(images.device)
         values = images.float()
         if self._quant is not None:
             values = (values - (128 + self._quant.zero_point)) * self._quant.scale
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._low):
-            logits: Tensor = self._module(values)
-        return logits.float()
+            logits, tensors = self._module.run(values, wanted)
+        return logits.float(), tensors
 
 
 def check_teacher(teacher: Graph, student: Graph) -> None:

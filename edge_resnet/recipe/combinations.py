@@ -42,6 +42,13 @@ def _nncf(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "calibration.estimator",
             "NNCF chooses ranges in its own way; leave this out, or set quantizer to edge-resnet",
         )
+    for key in ("hints", "attention"):
+        if getattr(qat.distill, key) > 0:
+            yield (
+                f"qat.distill.{key}",
+                "NNCF's module does not show its inner tensors; set it to 0 (qat.distill.weight works), or "
+                "quantizer to edge-resnet",
+            )
     if qat.scales != "fixed":
         yield "qat.scales", "NNCF trains in its own way; leave this at fixed, or set quantizer to edge-resnet"
     if qat.batch_norm != "folded":

@@ -22,6 +22,7 @@ __all__ = [
     "Recipe",
     "Repair",
     "Rounding",
+    "Search",
     "Sensitivity",
     "Train",
 ]
@@ -90,7 +91,12 @@ class Distillation(_Section):
     @property
     def on(self) -> bool:
         """Whether anything is learned from a teacher."""
-        return self.weight > 0 or self.hints > 0 or self.attention > 0
+        return self.weight > 0 or self.compares_tensors
+
+    @property
+    def compares_tensors(self) -> bool:
+        """Whether more of the teacher than its logits is imitated."""
+        return self.hints > 0 or self.attention > 0
 
 
 class Prune(_Section):
@@ -239,6 +245,15 @@ class LocalBenchmark(_Section):
     threads: int = Field(default=1, ge=1)
 
 
+class Search(_Section):
+    """What `edge-resnet search` measures accuracy on: `images` of the train split, a fifth of it at most.
+
+    They are kept apart: no trial trains or calibrates on them.
+    """
+
+    images: int = Field(default=2000, ge=1)
+
+
 class Recipe(_Section):
     """The whole recipe. `preprocess` overrides what the model's source declares.
 
@@ -261,6 +276,7 @@ class Recipe(_Section):
     evaluate: Evaluation = Evaluation()
     export: Export = Export()
     benchmark: LocalBenchmark = LocalBenchmark()
+    search: Search = Search()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,18 +15,19 @@ from edge_resnet.files import sha256_of
 from edge_resnet.frontends.sources import import_graph
 from edge_resnet.frontends.torch_models import TorchModel
 from edge_resnet.graph.graph import Graph
-from edge_resnet.recipe import Distillation, FineTuning, Optimization, Recipe
+from edge_resnet.recipe import Distillation, FineTuning, Optimization, Qat, Recipe
 from edge_resnet.run import Run
 from edge_resnet.stages.images import labelled_images
 from edge_resnet.stages.source import check_classes
 
 if TYPE_CHECKING:
-    from edge_resnet.distillation import Teacher
+    from edge_resnet.distillation import Distiller, Teacher
     from edge_resnet.training import Task
 
 __all__ = [
     "check_integers",
     "check_training",
+    "distiller_of",
     "fine_tune",
     "teacher_of",
     "train_integers",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _BATCH_NORM_BATCHES = 8
+_HINT_BATCHES = 16
 
 
 def train_source(run: Run) -> None:
@@ -97,25 +100,23 @@ def fine_tune(run: Run, graph: Graph, settings: FineTuning, name: str = "finetun
     Raises InputError: the teacher does not fit, or what `fit` raises.
     """
     from edge_resnet.compression.fine_tuning import FineTuningTask, normalized_module, trained_graph
-    from edge_resnet.distillation import Distiller, check_teacher
-    from edge_resnet.graph.float_executor import input_values
+    from edge_resnet.graph.float_executor import image_bytes, input_values
 
     if not settings.epochs:
         return graph
-    teacher = teacher_of(run, settings.distill, settings.precision)
-    if teacher is not None:
-        check_teacher(teacher.graph, graph)
+    distiller = distiller_of(run, settings, graph)
     pixels, _ = labelled_images(run, "train", run.recipe.prune.images)
-    size = run.recipe.calibration.batch
-    batches = (input_values(graph.input, pixels[at : at + size]) for at in range(0, len(pixels), size))
-    module = normalized_module(graph, batches)
-    train_module(run, FineTuningTask(module, graph, Distiller(settings, teacher), name), settings, teacher)
+    parts = np.array_split(pixels, math.ceil(len(pixels) / run.recipe.calibration.batch))
+    module = normalized_module(graph, (input_values(graph.input, part) for part in parts))
+    inputs = (input_values(graph.input, part) for part in parts[:_HINT_BATCHES])
+    distiller.start(module.eval(), ((values, image_bytes(graph.input, values)) for values in inputs))
+    train_module(run, FineTuningTask(module, graph, distiller, name), settings, distiller.teacher)
     return trained_graph(graph, module)
 
 
 def check_integers(run: Run) -> None:
     """Whether the integers can be trained as the recipe says, now that the model is imported."""
-    from edge_resnet.distillation import check_teacher
+    from edge_resnet.distillation import check_teacher, stage_pairs
 
     if not run.recipe.qat.epochs:
         return
@@ -127,6 +128,9 @@ def check_integers(run: Run) -> None:
     assert run.floating is not None
     if run.teacher is not None:
         check_teacher(run.teacher, run.floating)
+    if run.recipe.qat.distill.compares_tensors:
+        assert run.original is not None
+        stage_pairs(run.floating, run.teacher or run.original)
 
 
 def train_integers(
@@ -139,15 +143,17 @@ def train_integers(
     """The trained float graph and its integers. `calibration`: the calibration images, in batches."""
     from edge_resnet.compression.qat import QatTask, trained_graph
     from edge_resnet.compression.qat_module import QatModule
-    from edge_resnet.distillation import Distiller
 
     settings = run.recipe.qat
     module = QatModule(floating, quantized, settings, weight_limit)
     if settings.batch_norm == "trained":
         images = [module.inputs(b) for b, _ in zip(calibration(), range(_BATCH_NORM_BATCHES), strict=False)]
         module.calibrate_batch_norm(images)
-    teacher = teacher_of(run, settings.distill, settings.precision)
-    train_module(run, QatTask(module, Distiller(settings, teacher)), settings, teacher)
+    distiller = distiller_of(run, settings, floating)
+    module.eval()  # in which it takes float32, and follows no ranges
+    inputs = (module.inputs(b) for b, _ in zip(calibration(), range(_HINT_BATCHES), strict=False))
+    distiller.start(module, ((values, values + module.byte_zero) for values in inputs))
+    train_module(run, QatTask(module.train(), distiller), settings, distiller.teacher)
     return module.floating(), trained_graph(module, calibration)
 
 
@@ -160,6 +166,28 @@ def teacher_of(run: Run, distill: Distillation, precision: str) -> Teacher | Non
     graph = run.teacher or run.original
     assert graph is not None
     return Teacher(graph, precision)
+
+
+def distiller_of(run: Run, settings: FineTuning | Qat, student: Graph) -> Distiller:
+    """The loss of a training of `student`, with its teacher, whose answers are kept where that is worth it.
+
+    Raises InputError where the teacher does not fit.
+    """
+    from edge_resnet.distillation import Distiller, TeacherAnswers, check_teacher, worth_keeping
+
+    teacher, split = teacher_of(run, settings.distill, settings.precision), run.images.split("train")
+    if teacher is None:
+        return Distiller(settings)
+    check_teacher(teacher.graph, student)
+    if settings.distill.compares_tensors or not worth_keeping(settings, len(split), len(run.images.classes)):
+        return Distiller(settings, teacher, student)
+    answers = TeacherAnswers(
+        run.state / "teacher", teacher, settings, len(split), run.preprocess, run.images.fingerprint
+    )
+    if answers.missing:
+        with run.stage("teacher", answers.missing) as advance:
+            answers.fill(split, settings.device, run.recipe.evaluate.skip_corrupt, advance)
+    return Distiller(settings, teacher, student, answers)
 
 
 def train_module(run: Run, task: Task, settings: Optimization, teacher: Teacher | None = None) -> None:

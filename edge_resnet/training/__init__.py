@@ -4,6 +4,7 @@
 """
 
 from edge_resnet.training.checkpoint import identity_of, weights_digest
+from edge_resnet.training.data import Portion
 from edge_resnet.training.launch import WorkerDone, is_worker, leave_worker
 from edge_resnet.training.loop import check_start, fit
 from edge_resnet.training.optimizer import decayed, one_cycle
@@ -14,6 +15,7 @@ from edge_resnet.training.weights import save_trained, trained_path
 __all__ = [
     "FloatTask",
     "LiveMetrics",
+    "Portion",
     "Task",
     "WorkerDone",
     "check_logits",

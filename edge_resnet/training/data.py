@@ -36,13 +36,16 @@ T = TypeVar("T")
 class Portion:
     """One process's part of step `step` of an epoch: pixels uint8 [n, H, W, 3] and labels int64 [n].
 
-    `count` are the images of the step in all processes together.
+    `count` are the images of the step in all processes together. `indices` int64 [n] into the split, and
+    `mirrored` bool [n], say what the pixels were made of.
     """
 
     step: int
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
     count: int
+    indices: NDArray[np.int64]
+    mirrored: NDArray[np.bool_]
 
 
 class TrainingImages:
@@ -82,7 +85,10 @@ class TrainingImages:
             mine = _share(count, rank, world)
             rng = np.random.default_rng(step_seed(self._seed, epoch, step))
             changes = draw_changes(rng, count, self._settings).of(mine)
-            yield Portion(step, changes.apply(batch.pixels), batch.labels, count)
+            pixels, mirrored = changes.apply(batch.pixels), changes.mirrored
+            if mirrored is None:
+                mirrored = np.zeros(len(pixels), np.bool_)
+            yield Portion(step, pixels, batch.labels, count, batch.indices, mirrored)
 
     def _batches(
         self, chunks: NDArray[np.int64], first: int, rank: int, world: int
@@ -91,12 +97,7 @@ class TrainingImages:
         mine = _share(self.batch, rank, world)
         if self._decoded is not None:
             for step, chunk in enumerate(chunks, first):
-                chosen = chunk[mine]
-                yield (
-                    step,
-                    Batch(self._decoded.pixels[chosen], self._decoded.labels[chosen], chosen),
-                    self.batch,
-                )
+                yield step, self._decoded.of(chunk[mine]), self.batch
         elif not self._skip_corrupt:
             own = chunks[:, mine]
             batches = self._split.batches(own.ravel(), self._preprocess, own.shape[1])
@@ -116,20 +117,19 @@ class TrainingImages:
             if count < max(2, world):
                 continue
             mine = _share(count, rank, world)
-            own = Batch(batch.pixels[mine], batch.labels[mine], batch.indices[mine])
-            yield first + int(step_of[batch.indices[0]]), own, count
+            yield first + int(step_of[batch.indices[0]]), batch.of(mine), count
 
     def _decode(self) -> Batch:
         pixels = np.empty((len(self._split), *self._preprocess.size, 3), np.uint8)
-        labels = np.empty(len(self._split), np.int64)
+        labels, indices = np.empty(len(self._split), np.int64), np.empty(len(self._split), np.int64)
         filled = 0
         for batch in self._split.batches(
             np.arange(len(self._split)), self._preprocess, _DECODED_AT_ONCE, self._skip_corrupt
         ):
             end = filled + len(batch.labels)
             pixels[filled:end], labels[filled:end] = batch.pixels, batch.labels
-            filled = end
-        return Batch(pixels[:filled], labels[:filled], np.arange(filled))
+            indices[filled:end], filled = batch.indices, end
+        return Batch(pixels[:filled], labels[:filled], indices[:filled])
 
 
 def step_seed(seed: int, epoch: int, step: int) -> list[int]:

@@ -205,7 +205,7 @@ class _Loop:
         labels = torch.from_numpy(portion.labels).to(ranks.device)
         try:
             with ranks.autocast():
-                loss, logits = self.task.loss(self.module, inputs.to(ranks.device), labels)
+                loss, logits = self.task.loss(self.module, inputs.to(ranks.device), labels, portion)
         except GraphError as error:  # weights or ranges that no scale can hold any more
             raise self._diverged(str(error), self.done + 1) from error
         if ranks.world > 1:

@@ -16,6 +16,7 @@ from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import InputError
 from edge_resnet.progress import StageBar
 from edge_resnet.recipe import Optimization, Train
+from edge_resnet.training.data import Portion
 from edge_resnet.training.optimizer import decayed
 from edge_resnet.training.precision import module_strides_over_one_pixel
 
@@ -41,8 +42,13 @@ class Task(Protocol):
         """Augmented uint8 [N, H, W, 3] -> what the module takes, channels_last. Called in a thread."""
         ...
 
-    def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss of the batch, a scalar, and its logits, float32 [N, classes]."""
+    def loss(
+        self, module: nn.Module, inputs: Tensor, labels: Tensor, portion: Portion
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss of the batch, a scalar, and its logits, float32 [N, classes].
+
+        `portion` is where `inputs` and `labels`, which are on the module's device, come from.
+        """
         ...
 
     def parameter_groups(self, settings: Optimization) -> list[dict[str, Any]]:
@@ -94,7 +100,9 @@ class FloatTask:
         # uint8 [N, H, W, 3] is channels_last already; what follows keeps that order.
         return self.preprocess.normalized(pixels).contiguous(memory_format=torch.channels_last)
 
-    def loss(self, module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, module: nn.Module, inputs: Tensor, labels: Tensor, portion: Portion
+    ) -> tuple[Tensor, Tensor]:
         logits = check_logits(module(inputs), labels)
         return F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing), logits
 
