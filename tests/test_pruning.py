@@ -20,7 +20,7 @@ from edge_resnet.graph.passes import simplify
 from edge_resnet.graph.passes.remove_blocks import identity_blocks, remove_blocks
 from edge_resnet.pruning.changes import as_ranges
 from edge_resnet.pruning.costs import COSTS, total_cost
-from edge_resnet.pruning.criteria import CRITERIA, channel_scores
+from edge_resnet.pruning.criteria import CRITERIA, channel_ladders
 from edge_resnet.pruning.evidence import (
     Sample,
     answers,
@@ -128,20 +128,34 @@ def test_taylor_and_norms_follow_their_formulas() -> None:
     graph = residual_graph()
     groups, sample = channel_groups(graph), sample_of(graph)
     gradients = gate_gradients(graph, groups, sample, sample.labels)
-    scores = channel_scores("taylor", graph, groups, sample, 0)
-    for values, gates in zip(scores, gradients, strict=True):
-        expected = np.abs(gates).mean(0)
-        np.testing.assert_allclose(values, expected / expected.mean(), rtol=1e-5)
-        assert values.mean() == pytest.approx(1)
+    for scores, gates in zip(CRITERIA["taylor"].score(graph, groups, sample, 0), gradients, strict=True):
+        np.testing.assert_allclose(scores, np.abs(gates).mean(0), rtol=1e-5)
     for name, order in (("l1", 1), ("l2", 2)):
-        for group, values in zip(groups, channel_scores(name, graph, groups, None, 0), strict=True):
-            norms = sum(
-                torch.linalg.vector_norm(
-                    torch.from_numpy(graph.by_name[layer].weights.weight), order, dim=(1, 2, 3)
-                ).numpy()
-                for layer in producers(graph, group)
-            )
-            np.testing.assert_allclose(values, norms / norms.mean(), rtol=1e-5)
+        for group, scores in zip(groups, CRITERIA[name].score(graph, groups, None, 0), strict=True):
+            expected = np.zeros(group.units)
+            for layer in producers(graph, group):
+                weight = torch.from_numpy(graph.by_name[layer].weights.weight)
+                norms = torch.linalg.vector_norm(weight, order, dim=(1, 2, 3)).numpy()
+                expected += norms / norms.mean()
+            np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_ladders_compare_groups() -> None:
+    graph = residual_graph()
+    groups, sample = channel_groups(graph), sample_of(graph)
+    for criterion in CRITERIA:
+        scored = CRITERIA[criterion].score(graph, groups, sample, 0)
+        for group, ladder, scores in zip(
+            groups, channel_ladders(criterion, graph, groups, sample, 0), scored, strict=True
+        ):
+            assert (np.diff(scores[ladder.order]) >= 0).all()
+            assert (np.diff(ladder.losses) >= 0).all()
+            half = group.units // 2
+            if CRITERIA[criterion].in_nats:
+                assert ladder.losses[half] == pytest.approx(np.sort(scores)[:half].sum())
+            else:
+                left = np.sort(scores)[half:].sum() / scores.sum()
+                assert np.exp(-ladder.losses[half] / len(producers(graph, group))) == pytest.approx(left)
 
 
 def test_batch_norm_shows_again_in_what_a_layer_computes() -> None:
@@ -164,7 +178,7 @@ def test_the_distillation_criterion_predicts_the_divergence() -> None:
     """To second order: for a gate that is a little below 1, a share of the score."""
     graph = residual_graph()
     groups, sample = channel_groups(graph), sample_of(graph, 400)
-    scores = channel_scores("distillation", graph, groups, sample, 0)
+    scores = CRITERIA["distillation"].score(graph, groups, sample, 0)
     real, predicted, away = [], [], 0.25
     for group, values in zip(groups, scores, strict=True):
         for unit in range(0, group.units, 3):

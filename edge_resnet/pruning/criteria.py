@@ -1,8 +1,7 @@
 """What a channel is worth: one function a criterion, in a table.
 
-Each gives a score for every unit of every group; what scores least goes first. Scores of one criterion are
-comparable within a group. Across groups they are once they are normalized (Criterion.normalized), or by
-themselves where the criterion is in units of the loss.
+Each gives a score for every unit of every group; what scores least goes first. A ladder says what the removal
+of the 0, 1, 2, ... least ones comes to, so that groups can be compared.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Conv, FloatWeights, Linear
 from edge_resnet.pruning.evidence import Sample, gate_gradients, output_spreads, producers
 
-__all__ = ["CRITERIA", "Criterion", "Scores", "channel_scores"]
+__all__ = ["CRITERIA", "Criterion", "Ladder", "Scores", "channel_ladders"]
 
 Scores = list[NDArray[np.float64]]
 """For each group [units]."""
@@ -34,23 +33,44 @@ class Criterion:
     in_nats: bool = False
 
 
-def channel_scores(
-    criterion: str, graph: Graph, groups: Sequence[ChannelGroup], sample: Sample | None, seed: int
-) -> Scores:
-    """The scores by the criterion of that name, comparable across groups.
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """`order`: the units, least first. `losses` [units + 1]: of the removal of so many of them; the last,
+    that of all, may be infinite."""
 
-    What is not in units of the loss is divided by the group's mean, so that a layer of large weights is not
-    worth more for that.
+    order: NDArray[np.int64]
+    losses: NDArray[np.float64]
+
+    def times(self, factor: float) -> Ladder:
+        return Ladder(self.order, self.losses * factor)
+
+
+def channel_ladders(
+    criterion: str, graph: Graph, groups: Sequence[ChannelGroup], sample: Sample | None, seed: int
+) -> list[Ladder]:
+    """For each group what the removal of its least units comes to.
+
+    Scores in units of the loss add up. Of others only a part of their sum means something: a group of which
+    the share r is left has lost -log(r) for each of its producers. So a layer of large weights is not worth
+    more for that, and no layer is emptied because it saves much.
     """
-    chosen = CRITERIA[criterion]
-    scores = chosen.score(graph, groups, sample, seed)
-    if chosen.in_nats:
-        return scores
-    return [values / max(float(values.mean()), 1e-30) for values in scores]
+    chosen, ladders = CRITERIA[criterion], []
+    for group, values in zip(groups, chosen.score(graph, groups, sample, seed), strict=True):
+        order = np.argsort(values, kind="stable")
+        removed = np.concatenate([[0.0], np.cumsum(values[order])])
+        if not chosen.in_nats:
+            left = np.maximum(1 - removed / max(float(removed[-1]), 1e-30), 0)
+            with np.errstate(divide="ignore"):
+                removed = -len(producers(graph, group)) * np.log(left)
+        ladders.append(Ladder(order, removed))
+    return ladders
 
 
 def _norm(order: int) -> _Score:
-    """Sum of the filters' norms (Li et al., "Pruning Filters for Efficient ConvNets", 2016, 1608.08710)."""
+    """Sum of the filters' norms, each in units of its layer's mean.
+
+    Li et al., "Pruning Filters for Efficient ConvNets", 2016, 1608.08710.
+    """
 
     def score(graph: Graph, groups: Sequence[ChannelGroup], sample: Sample | None, seed: int) -> Scores:
         return [_filter_norms(graph, group, order) for group in groups]
@@ -66,7 +86,7 @@ def _filter_norms(graph: Graph, group: ChannelGroup, order: int) -> NDArray[np.f
         assert isinstance(node.weights, FloatWeights)
         filters = node.weights.weight.reshape(len(node.weights.weight), -1).astype(np.float64)
         norms = np.abs(filters).sum(1) if order == 1 else np.sqrt(np.square(filters).sum(1))
-        total += norms[group.channels[name]].sum(1)
+        total += norms[group.channels[name]].sum(1) / max(float(norms.mean()), 1e-30)
     return total
 
 

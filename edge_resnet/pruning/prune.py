@@ -17,7 +17,7 @@ from edge_resnet.graph.passes.remove_blocks import IdentityBlock, identity_block
 from edge_resnet.graph.passes.remove_channels import remove_channels
 from edge_resnet.pruning.changes import Origins
 from edge_resnet.pruning.costs import Costs, total_cost
-from edge_resnet.pruning.criteria import CRITERIA, Scores, channel_scores
+from edge_resnet.pruning.criteria import CRITERIA, Ladder, channel_ladders
 from edge_resnet.pruning.evidence import Sample, answers, block_costs, divergence
 from edge_resnet.pruning.selection import Candidates, Selection, select
 from edge_resnet.pruning_record import BlockChange, LayerChange
@@ -115,7 +115,7 @@ def _candidates(graph: Graph, settings: Prune, sample: Sample | None, seed: int)
 
     groups = [g for g in channel_groups(graph) if free(g.layers)] if settings.channels else []
     blocks = [b for b in identity_blocks(graph) if free(b.branch)] if settings.blocks else []
-    scores = channel_scores(settings.criterion, graph, groups, sample, seed)
+    ladders = channel_ladders(settings.criterion, graph, groups, sample, seed)
     losses: Mapping[str, float] = {}
     if blocks and settings.criterion == "random":
         losses = _random_losses(blocks, groups, seed)
@@ -123,46 +123,44 @@ def _candidates(graph: Graph, settings: Prune, sample: Sample | None, seed: int)
         assert sample is not None
         losses = block_costs(graph, sample)
         if groups and not CRITERIA[settings.criterion].in_nats:
-            scores = _in_nats(graph, groups, scores, sample, settings.multiple)
-    return Candidates(groups, scores, blocks, losses, settings.multiple)
+            ladders = _in_nats(graph, groups, ladders, sample, settings.multiple)
+    return Candidates(groups, ladders, blocks, losses, settings.multiple)
 
 
 def _random_losses(
     blocks: Sequence[IdentityBlock], groups: Sequence[ChannelGroup], seed: int
 ) -> dict[str, float]:
-    """As much as the random scores of the units inside come to, with a chance of its own."""
+    """A chance of its own for each, of the size of what the ladders of the layers inside come to."""
     rng = np.random.default_rng([seed, len(blocks)])
-    inside = [
-        sum(group.units for group in groups if set(group.layers) <= set(block.branch)) for block in blocks
-    ]
     return {
-        block.total: float(2 * rng.random() * max(1, units))
-        for block, units in zip(blocks, inside, strict=True)
+        block.total: float(
+            2 * rng.random() * max(1, sum(set(group.layers) <= set(block.branch) for group in groups))
+        )
+        for block in blocks
     }
 
 
 def _in_nats(
-    graph: Graph, groups: Sequence[ChannelGroup], scores: Scores, sample: Sample, multiple: int
-) -> Scores:
-    """The scores times one factor, which makes them comparable with what blocks cost.
+    graph: Graph, groups: Sequence[ChannelGroup], ladders: list[Ladder], sample: Sample, multiple: int
+) -> list[Ladder]:
+    """The ladders times one factor, which makes them comparable with what blocks cost.
 
-    It is the median of what the removal of a few groups' least channels really costs, over their scores.
+    It is the median of what the removal of a few groups' least channels really costs, over their losses.
     """
     present = divergence(sample, answers(graph, sample))
     ratios = []
     for index in _spread(len(groups)):
-        group, values = groups[index], scores[index]
+        group, ladder = groups[index], ladders[index]
         count = min(max(1, multiple // group.per_unit), group.units - 1)
         if count < 1:
             continue
         stays = np.ones(group.units, bool)
-        least = np.argsort(values, kind="stable")[:count]
-        stays[least] = False
+        stays[ladder.order[:count]] = False
         smaller = remove_channels(graph, kept_channels(graph, [group], [stays]))
         real = divergence(sample, answers(smaller, sample)) - present
-        ratios.append(max(real, 0.0) / max(float(values[least].sum()), 1e-30))
+        ratios.append(max(real, 0.0) / max(float(ladder.losses[count]), 1e-30))
     factor = float(np.median(ratios)) if ratios else 1.0
-    return [values * (factor or 1.0) for values in scores]
+    return [ladder.times(factor or 1.0) for ladder in ladders]
 
 
 def _spread(count: int) -> Iterator[int]:

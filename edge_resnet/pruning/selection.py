@@ -13,6 +13,7 @@ from edge_resnet.graph.channels import ChannelGroup
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes.remove_blocks import IdentityBlock
 from edge_resnet.pruning.costs import Costs
+from edge_resnet.pruning.criteria import Ladder
 
 __all__ = ["Candidates", "Selection", "select"]
 
@@ -22,12 +23,12 @@ _PIECES = 16
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """What may go, and the loss that it should add: `scores` of each group's units, float [units], and
-    `losses` of the blocks, by their sums. They add up. `multiple`: of how many channels a width is.
+    """What may go, and the loss that it should add: `ladders` of the groups, and `losses` of the blocks, by
+    their sums. `multiple`: of how many channels a width is.
     """
 
     groups: Sequence[ChannelGroup]
-    scores: Sequence[NDArray[np.float64]]
+    ladders: Sequence[Ladder]
     blocks: Sequence[IdentityBlock]
     losses: Mapping[str, float]
     multiple: int
@@ -83,11 +84,6 @@ class _State:
         self._node_cost = {node.name: self._cost_of(node.name, {}) for node in graph.nodes}
         self.cost = costs.fixed + sum(self._node_cost.values())
         self._touched = [self._around(group.channels) for group in candidates.groups]
-        self._ascending = [np.argsort(values, kind="stable") for values in candidates.scores]
-        self._sums = [
-            np.concatenate([[0.0], np.cumsum(values[order])])
-            for values, order in zip(candidates.scores, self._ascending, strict=True)
-        ]
         self._narrowings: dict[int, _Option | None] = {}
 
     def options(self) -> Iterator[_Option]:
@@ -126,9 +122,9 @@ class _State:
 
     def selection(self) -> Selection:
         kept = []
-        for order, left in zip(self._ascending, self._left, strict=True):
-            stays = np.ones(len(order), bool)
-            stays[order[: len(order) - left]] = False
+        for ladder, left in zip(self._candidates.ladders, self._left, strict=True):
+            stays = np.ones(len(ladder.order), bool)
+            stays[ladder.order[: len(stays) - left]] = False
             kept.append(stays)
         return Selection(kept, tuple(self._taken), self.cost)
 
@@ -146,7 +142,8 @@ class _State:
         if saving <= 0:
             return None
         removed = group.units - left
-        loss = float(self._sums[index][removed + units] - self._sums[index][removed])
+        losses = self._candidates.ladders[index].losses
+        loss = float(losses[removed + units] - losses[removed])
         return _Option(loss, saving, group=index, units=units)
 
     def _cost_of(self, name: str, change: Mapping[str, int]) -> float:
