@@ -1,6 +1,6 @@
 """What stages made, kept by what decides it: the same inputs are not run again.
 
-ROOT/STAGE/KEY/        output.json, and two files a graph (graph/storage.py)
+ROOT/STAGE/KEY/        record.json, two files a graph (graph/storage.py), and index.json: their digests
 
 An entry is complete or not there. Each stage keeps its last few.
 """
@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,13 +25,17 @@ import torch
 from edge_resnet.errors import GraphError, InputError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.storage import graph_from_files, graph_to_files
+from edge_resnet.version import __version__
 
 __all__ = ["StageCache", "StageOutput", "stage_key"]
 
 # Raised where a stage would make something else of the same inputs.
 _FORMAT = 1
 _MOST_ENTRIES = 8
-_RECORD = "output.json"
+_INDEX, _RECORD = "index.json", "record.json"
+_NEW = ".new-"
+# What was being written for longer than this is a killed run's.
+_LEFTOVER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +49,12 @@ class StageOutput:
 def stage_key(**parts: Any) -> str:
     """A digest of all that decides a stage's output: values that JSON can hold, graphs, and None."""
     content = {name: _graph_digest(part) if isinstance(part, Graph) else part for name, part in parts.items()}
-    versions = {"format": _FORMAT, "torch": torch.__version__, "numpy": np.__version__}
+    versions = {
+        "format": _FORMAT,
+        "edge-resnet": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
     return hashlib.sha256(json.dumps([content, versions], sort_keys=True).encode()).hexdigest()
 
 
@@ -60,12 +70,13 @@ class StageCache:
         if not folder.is_dir():
             return None
         try:
-            document = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-            for name, digest in document["files"].items():
+            index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            for name, digest in index.items():
                 if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
                     raise ValueError(f"{name} is not what was written")
-            graphs = {role: graph_from_files(folder, role) for role in document["graphs"]}
-            output = StageOutput(graphs, document["record"])
+            roles = [name.removesuffix(".safetensors") for name in index if name.endswith(".safetensors")]
+            graphs = {role: graph_from_files(folder, role) for role in roles}
+            output = StageOutput(graphs, json.loads((folder / _RECORD).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, GraphError):
             shutil.rmtree(folder, ignore_errors=True)
             return None
@@ -76,38 +87,43 @@ class StageCache:
     def put(self, stage: str, key: str, output: StageOutput) -> None:
         """Keep it. Raises InputError where it cannot be written."""
         parent = self._root / stage
-        files: dict[str, bytes] = {}
+        files = {_RECORD: json.dumps(output.record).encode()}
         for role, graph in output.graphs.items():
             files |= graph_to_files(graph, role)
-        document = {
-            "graphs": list(output.graphs),
-            "record": output.record,
-            "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        }
+        index = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+            work = Path(tempfile.mkdtemp(prefix=_NEW, dir=parent))
             try:
-                for name, content in files.items():
+                for name, content in {**files, _INDEX: json.dumps(index).encode()}.items():
                     (work / name).write_bytes(content)
-                (work / _RECORD).write_text(json.dumps(document), encoding="utf-8")
-                with suppress(FileExistsError, NotADirectoryError):
-                    if not (parent / key).exists():
-                        os.rename(work, parent / key)
+                try:
+                    work.rename(parent / key)
+                except OSError:
+                    if not (parent / key / _INDEX).exists():  # else another process was faster
+                        raise
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-            self._forget_oldest(parent)
         except OSError as error:
             raise InputError(
                 f"{parent}: cannot keep what the stage made: {error.strerror or error}; free some space and "
                 "give the same command again: it goes on from there"
             ) from error
+        _forget_oldest(parent)
 
-    def _forget_oldest(self, parent: Path) -> None:
-        entries = [entry for entry in parent.iterdir() if not entry.name.startswith(".new-")]
-        entries.sort(key=lambda entry: entry.stat().st_mtime)
-        for entry in entries[:-_MOST_ENTRIES]:
-            shutil.rmtree(entry, ignore_errors=True)
+
+def _forget_oldest(parent: Path) -> None:
+    """As far as that is possible: another process may do the same."""
+    entries: list[tuple[float, Path]] = []
+    with suppress(OSError):
+        for entry in parent.iterdir():
+            with suppress(OSError):
+                entries.append((entry.stat().st_mtime, entry))
+    complete = sorted(pair for pair in entries if not pair[1].name.startswith(_NEW))
+    before = time.time() - _LEFTOVER_SECONDS
+    leftovers = [pair for pair in entries if pair[1].name.startswith(_NEW) and pair[0] < before]
+    for _, entry in complete[:-_MOST_ENTRIES] + leftovers:
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 def _graph_digest(graph: Graph) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
 
 from edge_resnet.compression.bias_correction import correct_biases
 from edge_resnet.compression.equalize import equalize
@@ -14,9 +16,13 @@ from edge_resnet.compression.statistics import collect
 from edge_resnet.errors import InputError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers
+from edge_resnet.progress import Advance
+from edge_resnet.quantization_record import LayerCost, SensitivityRecord
 from edge_resnet.recipe import Qat
 from edge_resnet.run import Run
+from edge_resnet.stage_cache import StageOutput, stage_key
 from edge_resnet.stages.images import CalibrationImages, labelled_images
+from edge_resnet.stages.kept import Made, Step, kept_stage, kept_step
 from edge_resnet.stages.pruning import record_integers
 from edge_resnet.stages.step_meter import StepMeter
 from edge_resnet.stages.training import check_integers, distiller_of, train_integers, train_module
@@ -110,56 +116,89 @@ def _quantize(run: Run, floating: Graph, images: CalibrationImages, meter: StepM
         floating = equalize(floating)
         quantized = _calibrated(run, floating, images, meter, "equalize")
     if repair.rounding.steps:
-        started = time.perf_counter()
-        with run.stage("learn rounding", rounding_steps(quantized, repair.rounding)) as advance:
-            quantized = learn_rounding(
-                quantized, floating, images.at_once(), repair.rounding, run.recipe.seed, _limit(run), advance
-            )
-        detail = f"{repair.rounding.steps} steps a block"
-        meter.add("learned rounding", time.perf_counter() - started, quantized, detail)
+        quantized = _rounded(run, floating, quantized, images, meter)
     if repair.correct_biases:
-        started = time.perf_counter()
-        with run.stage("correct biases", len(quantized.nodes) - 1) as advance:
-            quantized = correct_biases(quantized, floating, images, advance)
-        meter.add("bias correction", time.perf_counter() - started, quantized)
+        quantized = _corrected(run, floating, quantized, images, meter)
     return floating, quantized
 
 
 def _calibrated(run: Run, floating: Graph, images: CalibrationImages, meter: StepMeter, name: str) -> Graph:
     """The integers at the ranges that the calibration images show."""
     settings = run.recipe.calibration
-    started = time.perf_counter()
-    with run.stage("quantize" if name == "ptq" else name, len(images)) as advance:
+
+    def make(advance: Advance) -> Made:
         statistics = collect(floating, images(advance))
         ranges = estimate(statistics, floating, settings.estimator, settings.percentile)
-        quantized = quantize(floating, ranges, _limit(run))
-    for warning in statistics.warnings:
-        if warning not in run.notes:
-            run.note(warning)
-    meter.add(name, time.perf_counter() - started, quantized, settings.estimator)
-    return quantized
+        return {"quantized": quantize(floating, ranges, _limit(run))}, statistics.warnings
+
+    title = "quantize" if name == "ptq" else name
+    step = Step(name, title, len(images), settings.estimator)
+    return kept_step(run, meter, step, make, floating=floating, limit=_limit(run))["quantized"]
+
+
+def _rounded(
+    run: Run, floating: Graph, quantized: Graph, images: CalibrationImages, meter: StepMeter
+) -> Graph:
+    settings, limit, seed = run.recipe.repair.rounding, _limit(run), run.recipe.seed
+
+    def make(advance: Advance) -> Made:
+        pixels = images.at_once()
+        return {"quantized": learn_rounding(quantized, floating, pixels, settings, seed, limit, advance)}, ()
+
+    total, detail = rounding_steps(quantized, settings), f"{settings.steps} steps a block"
+    step = Step("learned rounding", "learn rounding", total, detail)
+    parts = {"floating": floating, "quantized": quantized, "limit": limit}
+    return kept_step(run, meter, step, make, settings=settings.model_dump(mode="json"), **parts)["quantized"]
+
+
+def _corrected(
+    run: Run, floating: Graph, quantized: Graph, images: CalibrationImages, meter: StepMeter
+) -> Graph:
+    def make(advance: Advance) -> Made:
+        return {"quantized": correct_biases(quantized, floating, images, advance)}, ()
+
+    step = Step("bias correction", "correct biases", len(quantized.nodes) - 1)
+    return kept_step(run, meter, step, make, floating=floating, quantized=quantized)["quantized"]
 
 
 def _quantize_with_nncf(
     run: Run, floating: Graph, images: CalibrationImages, meter: StepMeter
 ) -> tuple[Graph, Graph]:
     """NNCF's integers, after its post-training quantization and its training, and their float graph."""
+    from edge_resnet.compression.nncf_quantizer import calibrate_with_nncf, check_nncf, import_nncf
+
+    qat, title = run.recipe.qat, "quantize (NNCF)"
+    if qat.epochs:  # what is trained is NNCF's module, which no cache holds
+        return _trained_with_nncf(run, floating, images, meter, title)
+
+    def make(advance: Advance) -> Made:
+        check_nncf(floating)  # whether its scheme can be carried, before it takes its time
+        result = calibrate_with_nncf(floating, images(advance)).quantized()
+        return {"quantized": result.graph, "floating": result.floating}, result.notes
+
+    step = Step("ptq", title, len(images), "NNCF")
+    graphs = kept_step(run, meter, step, make, floating=floating, nncf=import_nncf().__version__)
+    return graphs["floating"], graphs["quantized"]
+
+
+def _trained_with_nncf(
+    run: Run, floating: Graph, images: CalibrationImages, meter: StepMeter, title: str
+) -> tuple[Graph, Graph]:
     from edge_resnet.compression.nncf_quantizer import calibrate_with_nncf, check_nncf
     from edge_resnet.compression.nncf_task import NncfTask
 
-    check_nncf(floating)  # whether its scheme can be carried, before it takes its time
+    check_nncf(floating)
     qat, started = run.recipe.qat, time.perf_counter()
-    with run.stage("quantize (NNCF)", len(images)) as advance:
+    with run.stage(title, len(images)) as advance:
         model = calibrate_with_nncf(floating, images(advance))
         result = model.quantized()
     meter.add("ptq", time.perf_counter() - started, result.graph, "NNCF")
-    if qat.epochs:
-        started = time.perf_counter()
-        distiller = distiller_of(run, qat, floating)
-        task = NncfTask(model.module, floating.input, distiller)
-        train_module(run, task, qat, distiller.teacher)
-        result = model.quantized()
-        meter.add("qat", _qat_seconds(run, started), result.graph, f"NNCF, {_qat_words(qat)}")
+    started = time.perf_counter()
+    distiller = distiller_of(run, qat, floating)
+    task = NncfTask(model.module, floating.input, distiller)
+    train_module(run, task, qat, distiller.teacher)
+    result = model.quantized()
+    meter.add("qat", _qat_seconds(run, started), result.graph, f"NNCF, {_qat_words(qat)}")
     for note in result.notes:
         run.note(note)
     return result.floating, result.graph
@@ -171,15 +210,32 @@ def _sensitivity(run: Run, floating: Graph, quantized: Graph) -> None:
     from edge_resnet.compression.sensitivity import measure_sensitivity
     from edge_resnet.verify.npu import npu_notes
 
-    settings = run.recipe.sensitivity
-    pixels, labels = labelled_images(run, "val", settings.images)
-    with run.stage("sensitivity", len(pixels)) as advance:
-        record = measure_sensitivity(floating, quantized, pixels, labels, advance)
+    settings, identity = run.recipe.sensitivity, run.images_identity()
+    inputs = {"floating": floating, "quantized": quantized, "images": settings.images}
+    count = min(settings.images, len(run.images.split("val")))
+
+    def measured(advance: Advance) -> StageOutput:
+        pixels, labels = labelled_images(run, "val", settings.images)
+        return StageOutput({}, asdict(measure_sensitivity(floating, quantized, pixels, labels, advance)))
+
+    key = stage_key(**inputs, **identity)
+    record = _sensitivity_record(kept_stage(run, "sensitivity", key, "sensitivity", count, measured).record)
     if settings.max_drop is not None:
-        with run.stage("mixed precision"):
-            run.quantized, record = choose_float_layers(
-                floating, quantized, pixels, labels, settings.max_drop, record
-            )
+        max_drop, costs = settings.max_drop, record
+
+        def chosen(advance: Advance) -> StageOutput:
+            pixels, labels = labelled_images(run, "val", settings.images)
+            graph, found = choose_float_layers(floating, quantized, pixels, labels, max_drop, costs)
+            return StageOutput({"quantized": graph}, asdict(found))
+
+        key, kind = stage_key(max_drop=max_drop, **inputs, **identity), "mixed-precision"
+        output = kept_stage(run, kind, key, "mixed precision", None, chosen)
+        run.quantized, record = output.graphs["quantized"], _sensitivity_record(output.record)
         notes = npu_notes(run.quantized, [target.name for target in run.targets])
         record = replace(record, notes=(*record.notes, *notes))
     run.record.sensitivity = record
+
+
+def _sensitivity_record(record: Mapping[str, Any]) -> SensitivityRecord:
+    layers, notes = (LayerCost(**layer) for layer in record["layers"]), record["notes"]
+    return SensitivityRecord(**{**record, "layers": tuple(layers), "notes": tuple(notes)})

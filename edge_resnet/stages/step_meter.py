@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +13,9 @@ from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.mixed_executor import MixedExecutor
 from edge_resnet.quantization_record import StepRecord
 from edge_resnet.run import Run
+from edge_resnet.stage_cache import StageOutput, stage_key
 from edge_resnet.stages.images import labelled_images
+from edge_resnet.stages.kept import kept_stage
 
 __all__ = ["StepMeter", "measured_images"]
 
@@ -54,14 +58,25 @@ class StepMeter:
         """A step's record, measured."""
         record = StepRecord(name, seconds, detail=detail)
         if self.on:
-            with self._run.stage(f"measure {name}"):
-                pixels, labels, real = self._seen()
-                logits = MixedExecutor(quantized).logits(pixels)
-                top1 = float((logits.argmax(1) == labels).mean())
-                noise = float(np.square(logits - real, dtype=np.float64).sum())
-                signal = float(np.square(real, dtype=np.float64).sum())
-                record = StepRecord(name, seconds, top1, len(labels), sqnr_db(signal, noise), detail)
+            key = stage_key(
+                quantized=quantized,
+                floating=self._floating,
+                count=self._count,
+                **self._run.images_identity(),
+            )
+            title = f"measure {name}"
+            kind = title.replace(" ", "-")
+            found = kept_stage(self._run, kind, key, title, None, lambda _: self._measured(quantized))
+            record = replace(record, **found.record)
         self._run.record.steps.append(record)
+
+    def _measured(self, quantized: Graph) -> StageOutput:
+        pixels, labels, real = self._seen()
+        logits = MixedExecutor(quantized).logits(pixels)
+        top1 = float((logits.argmax(1) == labels).mean())
+        noise = float(np.square(logits - real, dtype=np.float64).sum())
+        signal = float(np.square(real, dtype=np.float64).sum())
+        return StageOutput({}, {"top1": top1, "n": len(labels), "sqnr_db": sqnr_db(signal, noise)})
 
     def _seen(self) -> tuple[Pixels, NDArray[np.int64], NDArray[np.float32]]:
         if self._images is None:
