@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 
 from edge_resnet.cpu import this_cpu
 from edge_resnet.errors import InputError
-from edge_resnet.files import atomic_write, check_regular_file
+from edge_resnet.files import atomic_write, cache_folder, check_regular_file
 from edge_resnet.latency.clock import Entry, runtime_version
 
 __all__ = ["Machine", "Store", "local_store", "read_store"]
@@ -63,7 +62,7 @@ def local_store(runtime: str, threads: int) -> Store:
     machine = Machine(this_cpu().name, runtime, runtime_version(runtime), threads)
     words = f"{machine.cpu} {machine.runtime} {machine.version} {threads} threads"
     name = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
-    return _readable(_cache_folder() / "latency" / f"{name}.json", machine)
+    return _readable(cache_folder() / "latency" / f"{name}.json", machine)
 
 
 def read_store(path: Path) -> Store:
@@ -116,11 +115,3 @@ def _text(store: Store) -> str:
         "families": families,
     }
     return json.dumps(content, indent=1) + "\n"
-
-
-def _cache_folder() -> Path:
-    own = os.environ.get("EDGE_RESNET_CACHE")
-    if own:
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "edge-resnet"
