@@ -29,9 +29,9 @@ def print_models(as_json: bool) -> int:
 def print_recipes(what: str | None) -> int:
     """The ready recipes; `schema` and `defaults` print what they say."""
     if what == "schema":
-        from edge_resnet.recipe import Recipe
+        from edge_resnet.recipe.ranges import recipe_schema
 
-        print(json.dumps(Recipe.model_json_schema(), indent=1))
+        print(json.dumps(recipe_schema(), indent=1))
     elif what == "defaults":
         import yaml
 

@@ -155,6 +155,70 @@ def compress(
 
 
 @app.command()
+def search(
+    recipe: Annotated[
+        Path, typer.Argument(help="A recipe with ranges ({low: 0.3, high: 0.9}), or `search`, the ready one.")
+    ],
+    model: Annotated[str, typer.Argument(help="As for compress.")] = "demo",
+    weights: Annotated[
+        Path | None, typer.Option(help="A .safetensors file or a .pt/.pth/.th state dict.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="DIR/{train,val|test}/CLASS/*.jpg, a .zip of one, or demo.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE of the recipe, e.g. 'prune.latency={low: 0.3, high: 0.9}'."),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many trials the study is to have.")] = 30,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which no new trial begins.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the study is: a journal's FILE, or a database's URL (sqlite:///FILE, mysql://...); "
+            "default OUT/study.journal. Machines that name the same one work together."
+        ),
+    ] = None,
+    study: Annotated[str, typer.Option(help="The study's name in the storage.")] = "search",
+    teacher: Annotated[str | None, typer.Option(help="A model to learn from, named as MODEL is.")] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="The teacher's weights.")] = None,
+    output: Annotated[str | None, typer.Option(help="Which output, where a file has several.")] = None,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Choose the integers of a quantized model anew.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the result goes, and goes on; default runs/search-MODEL."),
+    ] = None,
+    json_: JsonOption = False,
+) -> int:
+    """Try out a recipe's ranges for accuracy and latency; the Pareto front, and a recipe for each point."""
+    from edge_resnet.cli.search import run
+
+    return run(
+        recipe,
+        model,
+        weights,
+        data,
+        set_ or [],
+        trials,
+        timeout,
+        jobs,
+        storage,
+        study,
+        out,
+        output,
+        teacher,
+        teacher_weights,
+        requantize,
+        json_,
+    )
+
+
+@app.command()
 def verify(
     directory: Annotated[Path, typer.Argument(help="The --out of a run.")],
     data: Annotated[str | None, typer.Option(help="The data, if it has moved since.")] = None,

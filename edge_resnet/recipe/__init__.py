@@ -1,6 +1,6 @@
 """A recipe: everything that decides numbers, as a typed, validated value."""
 
-from edge_resnet.recipe.load import load_recipe
+from edge_resnet.recipe.load import SearchSpace, load_recipe, load_space
 from edge_resnet.recipe.sections import (
     Calibration,
     Distillation,
@@ -14,6 +14,7 @@ from edge_resnet.recipe.sections import (
     Recipe,
     Repair,
     Rounding,
+    Search,
     Sensitivity,
     Train,
 )
@@ -31,7 +32,10 @@ __all__ = [
     "Recipe",
     "Repair",
     "Rounding",
+    "Search",
+    "SearchSpace",
     "Sensitivity",
     "Train",
     "load_recipe",
+    "load_space",
 ]

@@ -6,7 +6,7 @@ Every error is one line that says where (FILE:LINE or the setting), which key, a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from pydantic import BaseModel, ValidationError
 from edge_resnet.errors import InputError
 from edge_resnet.recipe.lines import Document, read_document, yaml_problem
 from edge_resnet.recipe.problems import Key, explain, sections
+from edge_resnet.recipe.ranges import Range, find_ranges, placed
 from edge_resnet.recipe.ready import ready_recipes
 from edge_resnet.recipe.sections import Recipe
 
-__all__ = ["load_recipe"]
+__all__ = ["SearchSpace", "load_recipe", "load_space"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,71 @@ class _Setting:
 def load_recipe(source: str | Path | Mapping[str, Any] | None, settings: Sequence[str] = ()) -> Recipe:
     """A recipe from a file, a ready recipe's name, a mapping or the defaults (None), with settings on top.
 
-    Raises InputError naming the file and the line, or the setting, and the key.
+    Raises InputError naming the file and the line, or the setting, and the key; also for a range, which is
+    for `load_space`.
     """
+    read = _read(source, settings)
+    ranges = find_ranges(read.values, read.place)
+    if ranges:
+        key = ranges[0].key
+        raise InputError(
+            f"{read.place(key)}: {'.'.join(key)} is a range, which `edge-resnet search` tries out; here it "
+            f"takes one value, for example --set {'.'.join(key)}={_example(ranges[0].at(0.5))}"
+        )
+    return _validated(read.values, read.place)
+
+
+def load_space(source: str | Path | Mapping[str, Any] | None, settings: Sequence[str] = ()) -> SearchSpace:
+    """A recipe with at least one range, read as `load_recipe` reads one.
+
+    Raises InputError: no range, a wrong one, or what `load_recipe` raises.
+    """
+    read = _read(source, settings)
+    ranges = find_ranges(read.values, read.place)
+    if not ranges:
+        raise InputError(
+            f"{read.place(())}: nothing here is a range, so there is nothing to search; write for example "
+            "prune: {latency: {low: 0.3, high: 0.9}}, or begin with the ready recipe, `edge-resnet search search MODEL`"
+        )
+    space = SearchSpace(read.values, ranges, read.place)
+    space.recipe(space.middle)  # what is wrong besides the ranges is said now
+    return space
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A recipe's `values`, some of which are `ranges`. `place` says where a key was given."""
+
+    values: Mapping[str, Any]
+    ranges: tuple[Range, ...]
+    place: Callable[[Key], str]
+
+    @property
+    def middle(self) -> dict[tuple[str, ...], Any]:
+        return {one.key: one.at(0.5) for one in self.ranges}
+
+    def sampled(self, chosen: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+        """The values as a recipe file holds them, with one for each range."""
+        return placed(self.values, chosen)
+
+    def recipe(self, chosen: Mapping[tuple[str, ...], Any]) -> Recipe:
+        """Raises InputError where the chosen values mean nothing together."""
+        return _validated(self.sampled(chosen), self.place)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A recipe's values, not yet validated, and where each was given."""
+
+    values: dict[str, Any]
+    document: Document | None
+    changes: tuple[_Setting, ...]
+
+    def place(self, key: Key) -> str:
+        return _place(key, self.document, self.changes)
+
+
+def _read(source: str | Path | Mapping[str, Any] | None, settings: Sequence[str]) -> _Read:
     document = None
     if isinstance(source, str | Path):
         document = read_document(_file_of(source))
@@ -47,12 +111,19 @@ def load_recipe(source: str | Path | Mapping[str, Any] | None, settings: Sequenc
     for change, value in changes:
         _apply(values, change, value)
     _fill_empty_sections(values, Recipe)
+    return _Read(values, document, tuple(change for change, _ in changes))
+
+
+def _validated(values: Mapping[str, Any], place: Callable[[Key], str]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         key, message = explain(error.errors()[0], Recipe)
-        where = _place(key, document, [change for change, _ in changes])
-        raise InputError(f"{where}: {message}") from None
+        raise InputError(f"{place(key)}: {message}") from None
+
+
+def _example(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else yaml.safe_dump(value).splitlines()[0]
 
 
 def _file_of(source: str | Path) -> Path:

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from edge_resnet.recipe.combinations import CONFLICT
 
-__all__ = ["Key", "explain", "sections"]
+__all__ = ["Key", "explain", "is_number", "schema_at", "sections"]
 
 Key = tuple[str | int, ...]
 
@@ -33,7 +33,7 @@ def explain(problem: ErrorDetails, model: type[BaseModel]) -> tuple[Key, str]:
     given = problem["input"]
     shown = str(given).lower() if isinstance(given, bool) else repr(given)  # as YAML writes it
     shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}…"
-    expected = _expected(_schema_at(key, model.model_json_schema()), problem["type"] == "finite_number")
+    expected = _expected(schema_at(key, model.model_json_schema()), problem["type"] == "finite_number")
     return key, f"{_dotted(key)}: expected {expected or problem['msg']}, got {shown}"
 
 
@@ -85,7 +85,13 @@ def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _schema_at(key: Key, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+def is_number(schema: Mapping[str, Any]) -> bool:
+    """Whether the schema of a key takes numbers."""
+    options = schema.get("anyOf", [schema])
+    return any(option.get("type") in ("integer", "number") for option in options)
+
+
+def schema_at(key: Key, schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """The JSON schema of one key, references followed; empty where the schema says nothing."""
     at: Mapping[str, Any] = schema
     for part in key:
