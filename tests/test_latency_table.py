@@ -273,6 +273,7 @@ def test_a_removed_block_may_leave_a_relu(unmeasured: list[LayerShape]) -> None:
     assert 0 < table.predict(lower_for_integers(shorter)) < table.predict(lower_for_integers(graph))
 
 
+@pytest.mark.slow  # times of a few microseconds: on a machine that is busy with other things they say little
 def test_the_prediction_is_near_what_litert_takes(cache: Path) -> None:
     """Within a factor of two, on a machine that may be busy; on a quiet one it is a few percent."""
     from ai_edge_litert.interpreter import Interpreter
@@ -287,7 +288,7 @@ def test_the_prediction_is_near_what_litert_takes(cache: Path) -> None:
         begun = time.perf_counter()
         interpreter.invoke()
         times.append((time.perf_counter() - begun) * 1e3)
-    assert 0.5 < table.predict(lowered) / np.percentile(times, 10) < 2
+    assert 0.5 < table.predict(lowered) / min(times) < 2
     costs = [table.milliseconds(with_channels(layer_shapes(graph)["d"], (32,), n)) for n in (16, 32)]
     assert costs[0] < costs[1]
     assert 0 < table.overhead < table.predict(lowered)
