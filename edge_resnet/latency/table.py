@@ -90,8 +90,10 @@ def latency_table(
         return _from_elsewhere(store, graph)
     wanted = wanted_layers(graph, multiple)
     missing = _missing(store, wanted)
-    for start in range(0, len(missing), _GROUP):
-        group = missing[start : start + _GROUP]
+    # Sums first, and in groups of their own: what they take is taken off the others.
+    parts = [[layer for layer in missing if (layer.kind == "Add") is sums] for sums in (True, False)]
+    groups = [part[start : start + _GROUP] for part in parts for start in range(0, len(part), _GROUP)]
+    for group in groups:
         sums = {
             layer: store.entries[_key(layer)]
             for layer in wanted
