@@ -18,6 +18,7 @@ from edge_resnet.data.images import open_images
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.frontends.sources import import_graph, open_model, resolve_preprocess
 from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.nodes import Conv, Linear
 from edge_resnet.graph.passes import lower_for_integers
 from edge_resnet.latency.table import latency_table
 from edge_resnet.pruning.prune import Pruned
@@ -47,6 +48,11 @@ class Peer:
         table = latency_table(lower_for_integers(self.original), "local", "litert", 1, 8)
         before, after = (table.predict(lower_for_integers(g)) for g in (self.original, self.graph))
         return after / before
+
+    @property
+    def widths(self) -> dict[str, int]:
+        layers = [node.name for node in self.graph.nodes if isinstance(node, Conv | Linear)]
+        return {name: self.graph.shapes[name][0] for name in layers}
 
     def prune(self, graph: Graph, *_: Any, **__: Any) -> Pruned:
         """In the place of edge_resnet.pruning.prune: what Torch-Pruning left, whatever is asked for."""

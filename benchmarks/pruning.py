@@ -125,14 +125,15 @@ def main() -> None:
     if unknown:
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
     tried = Tried(arguments.epochs, arguments.images)
+    runs = arguments.runs / "tried" if tried.on else arguments.runs
     for name in arguments.cases or (*known, *untrained):
         if name in known:
-            row = run_case(known[name], arguments.runs / name.replace(" ", "-"), arguments.runs, tried)
+            row = run_case(known[name], runs / name.replace(" ", "-"), runs, tried)
             change: dict[str, Any] = {"cases": {name: row}}
         elif name == "latency":
-            change = {"latency": latencies(arguments.runs, _finished())}
+            change = {"latency": latencies(runs, _finished())}
         elif name == "predicted":
-            change = {"predicted": predictions(arguments.runs, _finished())}
+            change = {"predicted": predictions(runs, _finished())}
         else:
             change = {"resnet50": resnet50()}
         if tried.on:
@@ -165,6 +166,7 @@ def run_case(case: Case, out: Path, runs: Path, tried: Tried = Tried()) -> dict[
     row = {"command": " ".join(command), **_row(report)}
     row["file"] = f"{out.name}/{report['artifacts'][0]['path']}"
     if stands_in is not None and peer is not None:
+        row["pruning"] |= {"criterion": "see tried", "widths": peer.widths}
         row |= {"pruned by": f"Torch-Pruning {version('torch-pruning')}", "tried": peer.tried, "note": NOTE}
     return row
 
