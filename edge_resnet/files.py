@@ -15,6 +15,7 @@ from edge_resnet.errors import InputError
 
 __all__ = [
     "atomic_write",
+    "cache_folder",
     "check_regular_file",
     "check_writable",
     "replace_directory",
@@ -44,6 +45,18 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         if isinstance(error, OSError):
             raise _cannot_write(path, error) from error
         raise
+
+
+def cache_folder() -> Path:
+    """Where what is costly to make anew is kept for this user.
+
+    EDGE_RESNET_CACHE, else XDG_CACHE_HOME/edge-resnet, else ~/.cache/edge-resnet.
+    """
+    own = os.environ.get("EDGE_RESNET_CACHE")
+    if own:
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "edge-resnet"
 
 
 def check_regular_file(path: Path, what: str) -> int:
