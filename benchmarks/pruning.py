@@ -39,7 +39,7 @@ TARGET = "tflite-int8"
 SEEDS = (0, 1)
 # Side by side: this part of the multiply-accumulates, and so many epochs.
 PART = 0.5
-SHORT_EPOCHS = 3
+SHORT_EPOCHS = 2
 # Nothing but pruning, fine-tuning and post-training quantization.
 SHORT = (f"finetune.epochs={SHORT_EPOCHS}", "qat.epochs=0", "sensitivity.images=0")
 BUDGETS = ("latency", "macs", "params", "bytes")

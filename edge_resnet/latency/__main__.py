@@ -47,15 +47,14 @@ def _measure(name: str, path: Path, weights: Path | None, threads: int, multiple
         raise InputError(f"{path}: there is no folder {path.parent}")
     model = open_model(name, weights, None, 0)
     graph = lower_for_integers(import_graph(model, resolve_preprocess(model.preprocess_defaults, {})))
-    choice = {"threads": threads, "multiple": multiple}
-    total, done = missing_entries(graph, **choice), 0
+    total, done = missing_entries(graph, threads=threads, multiple=multiple), 0
 
     def advance(steps: int) -> None:
         nonlocal done
         done += steps
         print(f"{done} of {total} layers measured", file=sys.stderr)
 
-    table = latency_table(graph, **choice, advance=advance)
+    table = latency_table(graph, threads=threads, multiple=multiple, advance=advance)
     try:
         shutil.copyfile(local_store(table.runtime, threads).path, path)
     except OSError as error:
