@@ -57,7 +57,7 @@ class Peer:
     def prune(self, graph: Graph, *_: Any, **__: Any) -> Pruned:
         """In the place of edge_resnet.pruning.prune: what Torch-Pruning left, whatever is asked for."""
         assert graph.macs == self.original.macs
-        left = Graph(graph.name, self.graph.nodes, graph.classes)
+        left = Graph(graph.name, self.graph.nodes, graph.labels)
         return Pruned(left, self.macs, (), ())
 
 

@@ -41,7 +41,7 @@ SEEDS = (0, 1)
 PART = 0.5
 SHORT_EPOCHS = 2
 # Nothing but pruning, fine-tuning and post-training quantization.
-SHORT = (f"finetune.epochs={SHORT_EPOCHS}", "qat.epochs=0", "sensitivity.images=0")
+SHORT = (f"finetune.epochs={SHORT_EPOCHS}", "qat.epochs=0", "qat.distill.weight=0", "sensitivity.images=0")
 BUDGETS = ("latency", "macs", "params", "bytes")
 CRITERIA = ("l1", "l2", "batch-norm", "taylor", "distillation", "random")
 
