@@ -71,13 +71,13 @@ def run(
 
 
 def _print_front(report: SearchReport, console: Console) -> None:
-    from edge_resnet.search.page import front_table, headline
+    from edge_resnet.search.page import FIGURES, front_table, headline
 
     front = front_table(report)
     table = Table(title=f"{report.model}: the front", title_justify="left")
-    for index, head in enumerate(front.heads):
-        table.add_column(head, justify="right" if index in front.numeric else "left", overflow="fold")
+    for index, head in enumerate(front.heads[:FIGURES]):
+        table.add_column(head, justify="right" if index in front.numeric else "left", no_wrap=index == 0)
     for row in front.rows:
-        table.add_row(*row)
+        table.add_row(*row[:FIGURES])
     console.print(table)
     console.print(f"{headline(report)}; top-1 on {report.images:,} images kept apart", highlight=False)

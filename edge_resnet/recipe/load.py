@@ -60,7 +60,8 @@ def load_space(source: str | Path | Mapping[str, Any] | None, settings: Sequence
     if not ranges:
         raise InputError(
             f"{read.place(())}: nothing here is a range, so there is nothing to search; write for example "
-            "prune: {latency: {low: 0.3, high: 0.9}}, or begin with the ready recipe, `edge-resnet search search MODEL`"
+            "prune: {latency: {low: 0.3, high: 0.9}}, or begin with the ready recipe: "
+            "`edge-resnet search search MODEL`"
         )
     space = SearchSpace(read.values, ranges, read.place)
     space.recipe(space.middle)  # what is wrong besides the ranges is said now

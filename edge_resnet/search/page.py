@@ -13,7 +13,10 @@ from edge_resnet.report.axes import WIDTH, plain, scale, svg, ticks_over
 from edge_resnet.report.wording import bytes_words, milliseconds, percent, seconds_words
 from edge_resnet.search.report import SearchReport, TrialResult
 
-__all__ = ["front_chart", "front_table", "headline", "to_html", "to_markdown"]
+__all__ = ["FIGURES", "front_chart", "front_table", "headline", "to_html", "to_markdown"]
+
+FIGURES = 6
+"""So many columns of the front's table come before the values, which a terminal has no room for."""
 
 _HEIGHT, _TOP, _FOOT, _LEFT, _RIGHT = 230, 10, 38, 58, 14
 
@@ -132,7 +135,11 @@ def to_html(report: SearchReport) -> str:
 def to_markdown(report: SearchReport) -> str:
     """The page's tables as text."""
     lines = [f"# Search: {_cell(report.model)}", "", f"{headline(report)}.", ""]
-    lines += [f"Top-1 is measured on {report.images:,} images of the train split that no trial saw.", ""]
+    lines += [
+        f"Top-1 is measured on {report.images:,} images of the train split that no trial saw; the model as "
+        "it came may have been trained on them."
+    ]
+    lines += [""]
     lines += ["## Front", "", *_markdown(front_table(report)), ""]
     others = other_table(report)
     if others.rows:
