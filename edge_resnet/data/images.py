@@ -1,7 +1,8 @@
-"""DATA: an image folder, a .zip of one, or the demo; streamed in batches, never held as a whole.
+"""DATA: an image folder, a .zip of one, WebDataset shards, or the demo; streamed, never held as a whole.
 
 DIR/{train,val|test}/CLASS/*.jpg|png       in a .zip also below one top folder
 DIR/CLASS/*.jpg|png                        without splits: calibration and evaluation share the images
+DIR/{train,val|test}-*.tar                 shards; or DIR/{train,val|test}/*.tar, {train,val}-{0000..0009}.tar
 
 Split names and file extensions in any case; hidden files and folders are no images.
 """
@@ -9,9 +10,11 @@ Split names and file extensions in any case; hidden files and folders are no ima
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +27,9 @@ from edge_resnet.errors import InputError
 __all__ = ["Batch", "ImageData", "ImageSplit", "Store", "open_images"]
 
 _VALIDATION = ("val", "test", "validation")
-_DECODERS = 2
+# Pillow decodes without holding the interpreter. What is decoded ahead is bounded: parts of a batch.
+_DECODERS = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+_PART = 16
 _SHOWN = 3  # names in an error
 
 
@@ -57,12 +62,16 @@ class Batch:
 
 @dataclass
 class ImageSplit:
-    """One split: file names and labels, sorted by name (so by class: always take `order`)."""
+    """One split: file names and labels, sorted by name (so by class: always take `order`).
+
+    `shards` int64 [n]: in which shard each image lies, where there are shards.
+    """
 
     store: Store
     paths: list[str]
     labels: NDArray[np.int64]
     skipped: list[str] = field(default_factory=list)
+    shards: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -71,6 +80,14 @@ class ImageSplit:
         """All indices, shuffled; the same for the same seed."""
         return np.random.default_rng(seed).permutation(len(self.paths))
 
+    def training_order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """All indices, shuffled for an epoch: anyhow, or where there are shards as they are best read."""
+        if self.shards is None:
+            return rng.permutation(len(self.paths))
+        from edge_resnet.data.shards import streaming_order
+
+        return streaming_order(self.shards, rng)
+
     def batches(
         self,
         indices: NDArray[np.int64],
@@ -78,20 +95,33 @@ class ImageSplit:
         batch_size: int,
         skip_corrupt: bool = False,
     ) -> Iterator[Batch]:
-        """Decode in order, a few batches ahead.
+        """Decode in order, a little ahead.
 
         Corrupt images raise InputError that names them, or, with `skip_corrupt`, are left out and listed in
         `skipped`.
         """
-        chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        chunks = (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
+        return (batch for batch in self.decoded(chunks, preprocess, skip_corrupt) if len(batch.labels))
+
+    def decoded(
+        self, chunks: Iterable[NDArray[np.int64]], preprocess: Preprocess, skip_corrupt: bool = False
+    ) -> Iterator[Batch]:
+        """One batch for each chunk of indices, in order; empty where all are corrupt."""
         with ThreadPoolExecutor(_DECODERS) as pool:
-            waiting: list[tuple[NDArray[np.int64], Future[_Decoded]]] = []
-            for chunk in chunks:
-                waiting.append((chunk, pool.submit(self._decode, chunk, preprocess)))
-                if len(waiting) > 2 * _DECODERS:
-                    yield from self._batch(*waiting.pop(0), skip_corrupt)
-            for pending in waiting:
-                yield from self._batch(*pending, skip_corrupt)
+            waiting: deque[tuple[NDArray[np.int64], list[Future[_Decoded]]]] = deque()
+            ahead = 0
+            try:
+                for chunk in chunks:
+                    parts = [chunk[i : i + _PART] for i in range(0, len(chunk), _PART)]
+                    waiting.append((chunk, [pool.submit(self._decode, part, preprocess) for part in parts]))
+                    ahead += len(parts)
+                    while len(waiting) > 1 and ahead - len(waiting[0][1]) >= 4 * _DECODERS:
+                        ahead -= len(waiting[0][1])
+                        yield self._batch(*waiting.popleft(), preprocess, skip_corrupt)
+                while waiting:
+                    yield self._batch(*waiting.popleft(), preprocess, skip_corrupt)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _decode(self, chunk: NDArray[np.int64], preprocess: Preprocess) -> _Decoded:
         good: list[NDArray[np.uint8]] = []
@@ -106,20 +136,26 @@ class ImageSplit:
         return _Decoded(good, np.array(kept, np.int64), corrupt)
 
     def _batch(
-        self, chunk: NDArray[np.int64], pending: Future[_Decoded], skip_corrupt: bool
-    ) -> Iterator[Batch]:
-        decoded = pending.result()
-        if decoded.corrupt:
-            names = [name for name, _ in decoded.corrupt]
+        self,
+        chunk: NDArray[np.int64],
+        parts: list[Future[_Decoded]],
+        preprocess: Preprocess,
+        skip_corrupt: bool,
+    ) -> Batch:
+        done = [part.result() for part in parts]
+        corrupt = [image for part in done for image in part.corrupt]
+        if corrupt:
+            names = [name for name, _ in corrupt]
             if not skip_corrupt:
                 raise InputError(
-                    f"{self.store.source}: corrupt image {_first(names)} in this batch "
-                    f"({decoded.corrupt[0][1]}); "
+                    f"{self.store.source}: corrupt image {_first(names)} in this batch ({corrupt[0][1]}); "
                     "repair or remove it, or skip such images with --set evaluate.skip_corrupt=true"
                 )
             self.skipped += [name for name in names if name not in self.skipped]
-        if decoded.pixels:
-            yield Batch(np.stack(decoded.pixels), self.labels[decoded.indices], decoded.indices)
+        pixels = [image for part in done for image in part.pixels]
+        indices = np.concatenate([chunk[:0], *(part.indices for part in done)])
+        shaped = np.stack(pixels) if pixels else np.empty((0, *preprocess.size, 3), np.uint8)
+        return Batch(shaped, self.labels[indices], indices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,31 +180,66 @@ class ImageData:
         return self.splits[name]
 
 
-def open_images(source: str) -> ImageData:
+def open_images(source: str, skip_corrupt: bool = False) -> ImageData:
     """Look through DATA without decoding.
 
     Raises InputError for what is missing, unreadable, empty, of one class, or of other classes in train than
-    in val, and for names that no report could hold (not UTF-8).
+    in val, for names that no report could hold (not UTF-8), and for a damaged shard, unless `skip_corrupt`:
+    then the images before the damage are used, and the notes tell.
     """
-    return _arranged(_open_store(source))
-
-
-def _open_store(source: str) -> Store:
     if source == "demo":
         from edge_resnet.data.demo import DigitStore
 
-        return DigitStore()
+        return _arranged(store := DigitStore(), store.names())
+    from edge_resnet.data.shards import find_shards
     from edge_resnet.data.stores import FolderStore, ZipStore
 
     path = Path(source)
-    if not path.exists():
-        raise InputError(f"{source}: there is no such image folder or .zip")
-    return FolderStore(path) if path.is_dir() else ZipStore(path)
+    shards = find_shards(source)
+    if not path.exists() and not shards:
+        raise InputError(f"{source}: there is no such image folder, .zip or shard")
+    if path.is_dir():
+        folder = FolderStore(path)
+        entries = folder.names()
+        if not shards or any(
+            "/" in name for name, _ in entries
+        ):  # a tar beside a folder's images is no shard
+            return _arranged(folder, entries)
+    elif not shards:
+        return _arranged(archive := ZipStore(path), archive.names())
+    return _of_shards(source, shards, skip_corrupt)
 
 
-def _arranged(store: Store) -> ImageData:
-    """Sort files into splits and classes by their folders."""
-    entries = store.names()
+def _of_shards(source: str, files: Sequence[Path], skip_corrupt: bool) -> ImageData:
+    from edge_resnet.data.shards import ShardStore
+
+    store = ShardStore(source, files, skip_corrupt)
+    data = _arranged(store, store.names(), store.by_split(), store.classes)
+    for split in data.splits.values():
+        split.shards = store.shards(split.paths)
+    return replace(data, notes=(*store.notes, *data.notes))
+
+
+def _by_folder(entries: Sequence[tuple[str, str]]) -> Mapping[str, Entries]:
+    """(class, name) of every file that lies in a folder, by its split."""
+    found: dict[str, Entries] = {}
+    for name, _ in entries:
+        *folders, _file = name.split("/")
+        split = folders[-2].lower() if len(folders) >= 2 else ""
+        if split in ("train", *_VALIDATION):
+            found.setdefault(split, []).append((folders[-1], name))
+        elif len(folders) >= 1:
+            found.setdefault("", []).append((folders[-1], name))
+    return found
+
+
+def _arranged(
+    store: Store,
+    entries: Sequence[tuple[str, str]],
+    by_split: Mapping[str, Entries] | None = None,
+    order: tuple[str, ...] | None = None,
+) -> ImageData:
+    """Sort files into splits and classes. `order`: of the classes, where it is not that of their names."""
     if not entries:
         raise InputError(f"{store.source}: no images; expected {{train,val|test}}/CLASS/*.jpg or *.png")
     digest = hashlib.sha256()
@@ -177,21 +248,16 @@ def _arranged(store: Store) -> ImageData:
             digest.update(f"{name}\0{token}\n".encode())
         except UnicodeEncodeError as error:
             raise InputError(f"{store.source}: the file name {name!r} is not UTF-8; rename it") from error
-    by_split: dict[str, Entries] = {}
-    for name, _ in entries:
-        *folders, _file = name.split("/")
-        split = folders[-2].lower() if len(folders) >= 2 else ""
-        if split in ("train", *_VALIDATION):
-            by_split.setdefault(split, []).append((folders[-1], name))
-        elif len(folders) >= 1:
-            by_split.setdefault("", []).append((folders[-1], name))
-    train, validation, notes = _choose_splits(store.source, by_split)
+    train, validation, notes = _choose_splits(
+        store.source, _by_folder(entries) if by_split is None else by_split
+    )
     used = {name for _, name in train} | {name for _, name in validation}
     unused = [name for name, _ in entries if name not in used]
     if unused:
         notes += (f"{store.source}: {len(unused)} images in other folders are not used: {_first(unused)}",)
-    classes = tuple(sorted({label for label, _ in validation}))
-    _check_classes(store.source, classes, {label for label, _ in train})
+    present = tuple(sorted({label for label, _ in validation}))
+    _check_classes(store.source, present, {label for label, _ in train})
+    classes = order or present
     splits = {"train": _split(store, train, classes), "val": _split(store, validation, classes)}
     return ImageData(store.source, classes, digest.hexdigest(), splits, notes)
 
@@ -199,7 +265,7 @@ def _arranged(store: Store) -> ImageData:
 Entries = list[tuple[str, str]]
 
 
-def _choose_splits(source: str, found: dict[str, Entries]) -> tuple[Entries, Entries, tuple[str, ...]]:
+def _choose_splits(source: str, found: Mapping[str, Entries]) -> tuple[Entries, Entries, tuple[str, ...]]:
     validation = next((name for name in _VALIDATION if name in found), None)
     if validation and "train" in found:
         return found["train"], found[validation], ()

@@ -16,7 +16,7 @@ from PIL import Image
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import InputError
 
-__all__ = ["FolderStore", "ZipStore"]
+__all__ = ["FolderStore", "ZipStore", "decoded"]
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # What files of these names really hold (a .jpg is now and then a PNG or a GIF). PIL knows many more formats,
@@ -26,7 +26,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _LARGEST_FILE = 256 * 2**20
 
 
-def _decoded(data: bytes | Path, preprocess: Preprocess) -> NDArray[np.uint8]:
+def decoded(data: bytes | Path, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """One image file, uint8 [H, W, 3]. Raises ValueError, OSError or SyntaxError for a corrupt one."""
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_FORMATS) as image:
             # PIL itself only warns up to twice its limit.
@@ -79,7 +80,7 @@ class FolderStore:
         path = self._folder / name
         if not path.is_file():  # a named pipe would block for ever
             raise ValueError("a broken link, or not a file")
-        return _decoded(path, preprocess)
+        return decoded(path, preprocess)
 
 
 class ZipStore:
@@ -117,4 +118,4 @@ class ZipStore:
                 data = member.read(self._zip.getinfo(name).file_size)
         except Exception as error:  # each compression method has error types of its own
             raise ValueError(str(error) or type(error).__name__) from error
-        return _decoded(data, preprocess)
+        return decoded(data, preprocess)

@@ -45,7 +45,7 @@ def open_run(
     if data is None:
         raise InputError("no data: give --data DIR with {train,val|test}/CLASS/*.jpg, a .zip of one, or demo")
     started = time.perf_counter()
-    images = open_images(str(data))
+    images = open_images(str(data), recipe.evaluate.skip_corrupt)
     loaded = open_model(
         model,
         Path(weights) if weights else None,

@@ -22,9 +22,10 @@ from edge_resnet.training.augment import draw_changes
 
 __all__ = ["Portion", "TrainingImages", "one_ahead", "step_seed"]
 
-# Decoded images are kept in memory up to this many bytes; more are decoded again in every epoch.
+# A split of up to this many decoded bytes is kept in memory; a larger one is decoded again in every epoch.
 MEMORY = 2 * 2**30
-_DECODED_AT_ONCE = 256
+# Whether an image is in that memory.
+_UNSEEN, _KEPT, _CORRUPT = range(3)
 # Seeds are (seed, epoch, purpose): numpy takes a missing last number for 0, so none of ours is 0.
 _ORDER = 1
 _FIRST_STEP = 2
@@ -49,7 +50,7 @@ class Portion:
 
 
 class TrainingImages:
-    """The train split, decoded once where that fits into memory.
+    """The train split. Where it fits into memory, each image is decoded when it is first shown, and kept.
 
     An incomplete last batch of an epoch is left out: the shuffling of the next epoch brings its images back.
     """
@@ -65,10 +66,13 @@ class TrainingImages:
         self._split, self._preprocess, self._skip_corrupt = split, preprocess, skip_corrupt
         self._settings, self._seed = settings, seed
         self.name = split.store.source
-        self._decoded: Batch | None = None
-        if len(split) * math.prod(preprocess.size) * 3 <= MEMORY:
-            self._decoded = self._decode()
-        self._count = len(split) if self._decoded is None else len(self._decoded.labels)
+        count = len(split)
+        # Memory that nothing was written to yet takes no room.
+        self._kept: NDArray[np.uint8] | None = None
+        if count * math.prod(preprocess.size) * 3 <= MEMORY:
+            self._kept = np.empty((count, *preprocess.size, 3), np.uint8)
+        self._state = np.full(count, _UNSEEN, np.int8)
+        self._count = count
         self.batch = min(settings.batch, self._count)
         if self.batch < 2:
             raise InputError(f"{self.name}: {self._count} images to train on; batch normalization needs two")
@@ -79,7 +83,7 @@ class TrainingImages:
 
         Where corrupt images are skipped a step can have fewer images, and is left out when it has too few.
         """
-        order = np.random.default_rng([self._seed, epoch, _ORDER]).permutation(self._count)
+        order = self._split.training_order(np.random.default_rng([self._seed, epoch, _ORDER]))
         chunks = order[: self.steps * self.batch].reshape(self.steps, self.batch)[first:]
         for step, batch, count in self._batches(chunks, first, rank, world):
             mine = _share(count, rank, world)
@@ -94,42 +98,34 @@ class TrainingImages:
         self, chunks: NDArray[np.int64], first: int, rank: int, world: int
     ) -> Iterator[tuple[int, Batch, int]]:
         """(step, this process's images, the number of images in all processes)."""
-        mine = _share(self.batch, rank, world)
-        if self._decoded is not None:
-            for step, chunk in enumerate(chunks, first):
-                yield step, self._decoded.of(chunk[mine]), self.batch
-        elif not self._skip_corrupt:
-            own = chunks[:, mine]
-            batches = self._split.batches(own.ravel(), self._preprocess, own.shape[1])
-            for step, batch in enumerate(batches, first):
+        if not self._skip_corrupt:
+            own = chunks[:, _share(self.batch, rank, world)]
+            for step, batch in enumerate(self._images(own), first):
                 yield step, batch, self.batch
-        else:
-            yield from self._incomplete(chunks, first, rank, world)
-
-    def _incomplete(
-        self, chunks: NDArray[np.int64], first: int, rank: int, world: int
-    ) -> Iterator[tuple[int, Batch, int]]:
-        """Every process decodes the whole batch, for how many images are left of it is known only then."""
-        step_of = np.empty(self._count, np.int64)
-        step_of[chunks.ravel()] = np.repeat(np.arange(len(chunks)), self.batch)
-        for batch in self._split.batches(chunks.ravel(), self._preprocess, self.batch, True):
+            return
+        # Every process decodes the whole batch, for how many images are left of it is known only then.
+        for step, batch in enumerate(self._images(chunks), first):
             count = len(batch.labels)
-            if count < max(2, world):
-                continue
-            mine = _share(count, rank, world)
-            yield first + int(step_of[batch.indices[0]]), batch.of(mine), count
+            if count >= max(2, world):
+                yield step, batch.of(_share(count, rank, world)), count
 
-    def _decode(self) -> Batch:
-        pixels = np.empty((len(self._split), *self._preprocess.size, 3), np.uint8)
-        labels, indices = np.empty(len(self._split), np.int64), np.empty(len(self._split), np.int64)
-        filled = 0
-        for batch in self._split.batches(
-            np.arange(len(self._split)), self._preprocess, _DECODED_AT_ONCE, self._skip_corrupt
+    def _images(self, chunks: NDArray[np.int64]) -> Iterator[Batch]:
+        """What can be decoded of each row of indices. In one pass no index occurs twice."""
+        kept = self._kept
+        # Decoding runs ahead, so what it has to do is settled now.
+        rows = [chunk[self._state[chunk] == _UNSEEN] for chunk in chunks]
+        for chunk, batch in zip(
+            chunks, self._split.decoded(rows, self._preprocess, self._skip_corrupt), strict=True
         ):
-            end = filled + len(batch.labels)
-            pixels[filled:end], labels[filled:end] = batch.pixels, batch.labels
-            indices[filled:end], filled = batch.indices, end
-        return Batch(pixels[:filled], labels[:filled], indices[:filled])
+            if kept is None:
+                yield batch
+                continue
+            new = chunk[self._state[chunk] == _UNSEEN]
+            kept[batch.indices] = batch.pixels
+            self._state[new] = _CORRUPT
+            self._state[batch.indices] = _KEPT
+            good = chunk[self._state[chunk] == _KEPT]
+            yield Batch(kept[good], self._split.labels[good], good)
 
 
 def step_seed(seed: int, epoch: int, step: int) -> list[int]:

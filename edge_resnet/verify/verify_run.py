@@ -118,7 +118,7 @@ def _labelled_batches(
 ) -> tuple[int, Iterator[tuple[Pixels, Labels]]] | None:
     """The images of the run, or None where its data is not here. A wrong --data is an error."""
     try:
-        images = open_images(data or record.data)
+        images = open_images(data or record.data, record.skip_corrupt)
     except InputError:
         if data is not None:
             raise
