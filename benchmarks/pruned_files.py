@@ -114,7 +114,9 @@ def resnet50() -> dict[str, Any]:
     difference = float(np.abs(answer - expected).max() / np.ptp(expected))
     quantized = integers(pruned.graph, pixels)
     path = _written(quantized, record.ROOT / "runs" / "pruning" / "resnet50.tflite")
-    identical = bool(np.array_equal(LiteRTRunner(path).logits(pixels), MixedExecutor(quantized).run(pixels)))
+    identical = bool(
+        np.array_equal(LiteRTRunner(path).logits(pixels), MixedExecutor(quantized).logits(pixels))
+    )
     widths = [layer.after for layer in pruned.layers[:-1]]
     return {
         "seconds": {key: round(value, 3) for key, value in spread(seconds).items()},
