@@ -46,7 +46,7 @@ def test_a_run_leaves_what_the_contract_says(finished: Path) -> None:
     names = {entry.name for entry in finished.iterdir()}
     assert names == {
         "demo-tflite-int8.tflite", "demo-onnx-int8.onnx", "demo-coreml-int8.mlpackage",
-        "demo-tflite-fp32.tflite", "report.json", "report.html", "report.md", "graph",
+        "demo-tflite-fp32.tflite", "report.json", "report.html", "report.md", "graph", "state",
     }  # fmt: skip
     report = json.loads((finished / "report.json").read_text())
     assert report["schema_version"] == 1
