@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pruning import BUDGETS, Tried, budget, cases, run_case
+from benchmarks.pruning import BUDGETS, SHORT_EPOCHS, Tried, budget, cases, run_case
 from edge_resnet.recipe import load_recipe
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -19,7 +19,7 @@ def test_settings_of_a_case_fit_its_recipe(name: str) -> None:
     recipe = load_recipe(RECIPES / f"{case.recipe}.yaml", settings)
     assert sum(getattr(recipe.prune, name) is not None for name in BUDGETS) == (case.recipe != "ptq")
     if name.startswith("vs"):
-        assert (recipe.finetune.epochs, recipe.qat.epochs) == (3, 0)
+        assert (recipe.finetune.epochs, recipe.qat.epochs) == (SHORT_EPOCHS, 0)
         assert recipe.finetune.distill.on
 
 
@@ -31,7 +31,7 @@ def test_a_case_runs_on_few_images(name: str, shared_data: Path, tmp_path: Path)
         pytest.importorskip("torch_pruning")
     row = run_case(case, tmp_path / "case", tmp_path, Tried(epochs=1, images=40))
     assert row["n"] == 40
-    assert row["pruning"]["macs"] == pytest.approx(0.5, abs=0.02)
+    assert 0.4 < row["pruning"]["macs"] <= 0.5
     assert all(row["identical"].values())
     assert (tmp_path / row["file"]).exists()
     if case.peer is not None:

@@ -60,7 +60,9 @@ def refused(edge_resnet: Command, out: Path, *arguments: object, code: int = 2) 
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    """All files but what stages made and keep for the next run, whatever became of this one."""
+    files = {str(p.relative_to(out)): p for p in sorted(out.rglob("*")) if p.is_file()}
+    return {name: p.read_bytes() for name, p in files.items() if not name.startswith("state/stages/")}
 
 
 def artifacts(out: Path) -> dict[str, bytes]:

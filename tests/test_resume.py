@@ -83,7 +83,7 @@ SMALL: dict[str, Any] = {
     "benchmark": {"runs": 0},
 }
 
-TRAINING = {"flip": False, "crop_padding": 1, "batch": 256}
+TRAINING = {"flip": False, "crop_padding": 1, "batch": 256, "precision": "float32"}
 
 WHOLE: dict[str, Any] = {
     **SMALL,
@@ -141,15 +141,15 @@ def test_killed_in_each_stage(tmp_path: Path) -> None:
     targets = ["tflite-int8", "onnx-int8", "onnx-fp32"]
     if importlib.util.find_spec("coremltools") is not None:
         targets.append("coreml-int8")
-    titles = ["import", "measure original", "prune", "finetune-step1", "measure pruned"]
-    titles += ["finetune", "measure finetune", "quantize", "measure ptq", "equalize", "qat", "measure qat"]
-    titles += ["sensitivity", "mixed precision", *(f"export {name}" for name in targets), "verify"]
-    titles += ["benchmark", "move"]
-    points = [(title, 0, KILL) for title in titles]
-    for name in ("finetune", "qat"):  # before the first checkpoint, and after it
-        at = points.index((name, 0, KILL)) + 1
-        points[at:at] = [(name, EPOCH // 2, KILL), (name, EPOCH + EPOCH // 2, KILL)]
-    points.insert(points.index(("verify", 0, KILL)), ("verify", 40, INTERRUPT))
+    half, more = EPOCH // 2, EPOCH + EPOCH // 2  # before the first checkpoint of two epochs, and after it
+    points = [
+        *(("import", 0, KILL), ("prune", 0, KILL), ("finetune-step1", half, KILL)),
+        *(("measure original", 0, KILL), ("finetune", half, KILL), ("finetune", more, KILL)),
+        *(("quantize", 0, KILL), ("equalize", 0, KILL), ("qat", half, KILL), ("qat", more, KILL)),
+        *(("measure qat", 0, KILL), ("sensitivity", 0, KILL), ("mixed precision", 0, KILL)),
+        *((f"export {targets[-1]}", 0, KILL), ("verify", 40, INTERRUPT), ("verify", 0, KILL)),
+        *(("benchmark", 0, KILL), ("move", 0, KILL)),
+    ]
     whole, out = tmp_path / "whole", tmp_path / "killed"
     codes = [130 if number == INTERRUPT else -KILL for _, _, number in points]
     found = dict(zip((str(point) for point in points), ends(out, WHOLE, targets, points), strict=False))
