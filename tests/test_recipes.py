@@ -38,10 +38,13 @@ def _error(tmp_path: Path, content: str, *settings: str) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("name: x\n\nepochs: 3\n", "3: unknown key 'epochs'; did you mean 'qat.epochs' or 'train.epochs'?"),
+        (
+            "name: x\n\nepochs: 3\n",
+            "3: unknown key 'epochs'; did you mean 'finetune.epochs', 'qat.epochs' or 'train.epochs'?",
+        ),
         ("qat:\n  epoch: 3\n", "2: unknown key 'qat.epoch'; did you mean 'qat.epochs'?"),
         ("qat:\n  estimator: mse\n", "2: unknown key 'qat.estimator'; did you mean 'calibration.estimator'?"),
-        ("distil: {}\n", "1: unknown key 'distil'; did you mean 'qat.distill'?"),
+        ("distil: {}\n", "1: unknown key 'distil'; did you mean 'finetune.distill' or 'qat.distill'?"),
         ("export:\n  zebra: 1\n", "2: unknown key 'export.zebra'; known in export: tflite_io, "),
         ("\n1: 2\n", "2: unknown key '1'; known at the top level: name, "),
         ("qat:\n  epochs: -1\n", "2: qat.epochs: expected an integer of at least 0, got -1"),
@@ -182,7 +185,7 @@ def test_ready_recipes_are_found_by_name_and_described(
         assert path.read_text().startswith("# yaml-language-server: $schema=recipe.schema.json\n")
     with pytest.raises(InputError, match="did you mean 'qat-distill'"):
         load_recipe("qat-distil")
-    with pytest.raises(InputError, match="ready ones: ptq, "):
+    with pytest.raises(InputError, match="ready ones: fast-phone, ptq, "):
         load_recipe("zzzz")
     (tmp_path / "qat").write_text("name: mine")
     assert load_recipe("qat").name == "mine"
