@@ -24,6 +24,20 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+WeightsOption = Annotated[Path | None, typer.Option(help="A .safetensors file or a .pt/.pth/.th state dict.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option(help="DIR/{train,val|test}/CLASS/*.jpg, a .zip of one, WebDataset shards, or demo."),
+]
+TeacherOption = Annotated[
+    str | None,
+    typer.Option(help="A model to learn from, named as MODEL is; default: the model as it came."),
+]
+TeacherWeightsOption = Annotated[Path | None, typer.Option(help="The teacher's weights.")]
+OutputOption = Annotated[str | None, typer.Option(help="Which output, where a file has several.")]
+RequantizeOption = Annotated[
+    bool, typer.Option("--requantize", help="Choose the integers of a quantized model anew.")
+]
 INTERRUPTED = 130
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h: a defect of ours, not of the user's input
 
@@ -82,12 +96,8 @@ def compress(
             "else the bundled demo."
         ),
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="A .safetensors file or a .pt/.pth/.th state dict.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="DIR/{train,val|test}/CLASS/*.jpg, a .zip of one, or demo.")
-    ] = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
     target: Annotated[
         list[str] | None,
         typer.Option(help=f"{', '.join(TARGETS)} (repeatable)."),
@@ -105,23 +115,16 @@ def compress(
     quantizer: Annotated[
         str | None, typer.Option(help="Who chooses ranges, and trains: edge-resnet or nncf.")
     ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help="A model to learn from in QAT, named as MODEL is; default: the float model itself."
-        ),
-    ] = None,
-    teacher_weights: Annotated[Path | None, typer.Option(help="The teacher's weights.")] = None,
+    teacher: TeacherOption = None,
+    teacher_weights: TeacherWeightsOption = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
             min=0, help="Points of accuracy that int8 may lose; the fewest layers that need it stay float."
         ),
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Which output, where a file has several.")] = None,
-    requantize: Annotated[
-        bool, typer.Option("--requantize", help="Choose the integers of a quantized model anew.")
-    ] = False,
+    output: OutputOption = None,
+    requantize: RequantizeOption = False,
     devices: Annotated[
         int, typer.Option(min=1, help="Processes that train together on this machine (several: torchrun).")
     ] = 1,
@@ -160,12 +163,8 @@ def search(
         Path, typer.Argument(help="A recipe with ranges ({low: 0.3, high: 0.9}), or `search`, the ready one.")
     ],
     model: Annotated[str, typer.Argument(help="As for compress.")] = "demo",
-    weights: Annotated[
-        Path | None, typer.Option(help="A .safetensors file or a .pt/.pth/.th state dict.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="DIR/{train,val|test}/CLASS/*.jpg, a .zip of one, or demo.")
-    ] = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE of the recipe, e.g. 'prune.latency={low: 0.3, high: 0.9}'."),
@@ -183,12 +182,10 @@ def search(
         ),
     ] = None,
     study: Annotated[str, typer.Option(help="The study's name in the storage.")] = "search",
-    teacher: Annotated[str | None, typer.Option(help="A model to learn from, named as MODEL is.")] = None,
-    teacher_weights: Annotated[Path | None, typer.Option(help="The teacher's weights.")] = None,
-    output: Annotated[str | None, typer.Option(help="Which output, where a file has several.")] = None,
-    requantize: Annotated[
-        bool, typer.Option("--requantize", help="Choose the integers of a quantized model anew.")
-    ] = False,
+    teacher: TeacherOption = None,
+    teacher_weights: TeacherWeightsOption = None,
+    output: OutputOption = None,
+    requantize: RequantizeOption = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Where the result goes, and goes on; default runs/search-MODEL."),
