@@ -24,7 +24,7 @@ import torch
 
 from edge_resnet.errors import GraphError, InputError
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.storage import graph_from_files, graph_to_files
+from edge_resnet.graph.storage import graph_digest, graph_from_files, graph_to_files
 from edge_resnet.version import __version__
 
 __all__ = ["StageCache", "StageOutput", "stage_key"]
@@ -48,7 +48,7 @@ class StageOutput:
 
 def stage_key(**parts: Any) -> str:
     """A digest of all that decides a stage's output: values that JSON can hold, graphs, and None."""
-    content = {name: _graph_digest(part) if isinstance(part, Graph) else part for name, part in parts.items()}
+    content = {name: graph_digest(part) if isinstance(part, Graph) else part for name, part in parts.items()}
     versions = {
         "format": _FORMAT,
         "edge-resnet": __version__,
@@ -124,11 +124,3 @@ def _forget_oldest(parent: Path) -> None:
     leftovers = [pair for pair in entries if pair[1].name.startswith(_NEW) and pair[0] < before]
     for _, entry in complete[:-_MOST_ENTRIES] + leftovers:
         shutil.rmtree(entry, ignore_errors=True)
-
-
-def _graph_digest(graph: Graph) -> str:
-    digest = hashlib.sha256()
-    for name, content in sorted(graph_to_files(graph, "graph").items()):
-        digest.update(name.encode())
-        digest.update(content)
-    return digest.hexdigest()

@@ -7,7 +7,6 @@ there in part, or a run that finds it complete, trains on the same bits.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.distillation.teacher import Teacher
 from edge_resnet.errors import InputError
 from edge_resnet.files import atomic_write
-from edge_resnet.graph.storage import graph_to_files
+from edge_resnet.graph.storage import graph_digest
 from edge_resnet.progress import Advance
 from edge_resnet.recipe import Optimization
 from edge_resnet.training.checkpoint import identity_of
@@ -66,11 +65,8 @@ class TeacherAnswers:
     ) -> None:
         self._teacher = teacher
         self._shape = (images, _forms(settings), *teacher.graph.output_shape)
-        digest = hashlib.sha256()
-        for name, content in sorted(graph_to_files(teacher.graph, "teacher").items()):
-            digest.update(name.encode() + hashlib.sha256(content).digest())
         key = identity_of(
-            teacher=digest.hexdigest(),
+            teacher=graph_digest(teacher.graph),
             precision=settings.precision,
             data=data,
             preprocess=preprocess.to_json(),

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_resnet.graph.disjoint_sets import DisjointSets
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
     Add,
@@ -88,7 +89,7 @@ def kept_channels(graph: Graph, groups: list[ChannelGroup], kept: list[NDArray[n
 
 
 class _Ties:
-    """Sets of channels that are one unit: a union-find over all channels of all tensors."""
+    """Sets of channels that are one unit, among all channels of all tensors."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -97,7 +98,7 @@ class _Ties:
         for name, shape in graph.shapes.items():
             self._start[name] = total
             total += shape[0]
-        self._leader = list(range(total))
+        self._total, self._sets = total, DisjointSets(total)
         self._locked: set[int] = set()
 
     def add(self, node: Node) -> None:
@@ -131,7 +132,7 @@ class _Ties:
         self._locked.update(self._of(name).tolist())
 
     def groups(self) -> list[ChannelGroup]:
-        roots = np.array([self._find(atom) for atom in range(len(self._leader))])
+        roots = np.array([self._sets.find(atom) for atom in range(self._total)])
         fixed = {int(roots[atom]) for atom in self._locked}
         names = list(self._start)  # in the graph's order
         tensor_of = np.repeat(np.arange(len(names)), [self._graph.shapes[n][0] for n in names])
@@ -172,13 +173,4 @@ class _Ties:
 
     def _tie(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
         for a, b in zip(first.tolist(), second.tolist(), strict=True):
-            root_a, root_b = self._find(a), self._find(b)
-            if root_a != root_b:
-                self._leader[max(root_a, root_b)] = min(root_a, root_b)
-
-    def _find(self, atom: int) -> int:
-        leader = self._leader
-        while leader[atom] != atom:
-            leader[atom] = leader[leader[atom]]
-            atom = leader[atom]
-        return atom
+            self._sets.join(a, b)

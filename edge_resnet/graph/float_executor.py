@@ -44,7 +44,7 @@ from edge_resnet.graph.nodes import (
     Subsample,
 )
 
-__all__ = ["FloatExecutor", "float_function", "image_bytes", "input_values"]
+__all__ = ["FloatExecutor", "activate", "float_function", "image_bytes", "input_values"]
 
 
 class FloatExecutor:
@@ -78,7 +78,8 @@ def image_bytes(node: Input, values: Tensor) -> Tensor:
     return values if node.quant is None else values / node.quant.scale + (128 + node.quant.zero_point)
 
 
-def _activate(value: Tensor, activation: Activation) -> Tensor:
+def activate(value: Tensor, activation: Activation) -> Tensor:
+    """What the activation makes of real values."""
     if activation is Activation.NONE:
         return value
     return value.relu() if activation.limit is None else value.clamp(0, activation.limit)
@@ -105,14 +106,14 @@ def _conv(node: Conv) -> NodeFunction:
         x = F.conv2d(
             _pad(x, node.padding), weight, bias, node.stride, dilation=node.dilation, groups=node.groups
         )
-        return _activate(x, node.activation)
+        return activate(x, node.activation)
 
     return run
 
 
 def _linear(node: Linear) -> NodeFunction:
     weight, bias = _weights(node)
-    return lambda x: _activate(F.linear(x, weight, bias), node.activation)
+    return lambda x: activate(F.linear(x, weight, bias), node.activation)
 
 
 def _batch_norm(node: BatchNorm) -> NodeFunction:
@@ -144,13 +145,13 @@ _FUNCTIONS: dict[type[Node], Callable[..., NodeFunction]] = {
     Normalize: _normalize,
     Conv: _conv,
     BatchNorm: _batch_norm,
-    Relu: lambda node: lambda x: _activate(x, node.activation),
+    Relu: lambda node: lambda x: activate(x, node.activation),
     Sigmoid: lambda node: lambda x: x.sigmoid(),
     HardSigmoid: lambda node: F.hardsigmoid,
     Mul: lambda node: lambda x, gate: x * gate,
     Concat: lambda node: lambda *parts: torch.cat(parts, 1),
     SliceChannels: lambda node: lambda x: x[:, node.start : node.stop],
-    Add: lambda node: lambda a, b: _activate(a + b, node.activation),
+    Add: lambda node: lambda a, b: activate(a + b, node.activation),
     MaxPool: _max_pool,
     AvgPool: lambda node: lambda x: F.avg_pool2d(x, node.kernel, node.stride),
     GlobalAvgPool: lambda node: lambda x: x.mean((2, 3), keepdim=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +11,7 @@ import numpy as np
 from edge_resnet.errors import GraphError
 from edge_resnet.graph.nodes import Conv, Input, IntWeights, Linear, Node, Shape
 
-__all__ = ["Graph"]
+__all__ = ["Graph", "needed_nodes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +144,13 @@ class Graph:
 
     def until(self, name: str) -> Graph:
         """The part of the graph that computes node `name`, which becomes the output."""
-        wanted = {name}
-        for node in reversed(self.nodes):
-            if node.name in wanted:
-                wanted.update(node.inputs)
-        return replace(self, nodes=tuple(node for node in self.nodes if node.name in wanted), labels=())
+        return replace(self, nodes=needed_nodes(self.nodes, name), labels=())
+
+
+def needed_nodes(nodes: Sequence[Node], name: str) -> tuple[Node, ...]:
+    """Those of the nodes, in order, that compute node `name`, and itself."""
+    wanted = {name}
+    for node in reversed(nodes):
+        if node.name in wanted:
+            wanted.update(node.inputs)
+    return tuple(node for node in nodes if node.name in wanted)

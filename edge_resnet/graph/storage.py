@@ -5,6 +5,7 @@ Nothing is pickled, so a graph from elsewhere cannot run code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -27,7 +28,7 @@ from edge_resnet.graph.nodes import (
     QuantParams,
 )
 
-__all__ = ["graph_from_files", "graph_to_files"]
+__all__ = ["graph_digest", "graph_from_files", "graph_to_files"]
 
 FORMAT_VERSION = 1
 _WEIGHT_KINDS: dict[str, type[FloatWeights | IntWeights]] = {"float": FloatWeights, "int8": IntWeights}
@@ -66,6 +67,15 @@ def graph_from_files(directory: Path, name: str) -> Graph:
         raise GraphError(f"{structure}: {type(error).__name__}: {error}") from error
     except GraphError as error:
         raise GraphError(f"{structure}: {error}") from None
+
+
+def graph_digest(graph: Graph) -> str:
+    """SHA-256 of all that the graph is: structure, arrays, names."""
+    digest = hashlib.sha256()
+    for name, content in sorted(graph_to_files(graph, "graph").items()):
+        digest.update(name.encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _node_to_json(node: Node, arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edge_resnet.graph.disjoint_sets import DisjointSets
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import (
     Add,
@@ -48,19 +49,13 @@ def scale_groups(graph: Graph) -> list[tuple[str, ...]]:
 
 def _groups(graph: Graph, joins: Callable[[Node], bool]) -> list[tuple[str, ...]]:
     """Tensors that nodes for which `joins` holds connect, input to output."""
-    leader = {node.name: node.name for node in graph.nodes}
-
-    def find(name: str) -> str:
-        while leader[name] != name:
-            leader[name] = leader[leader[name]]
-            name = leader[name]
-        return name
-
+    number = {node.name: index for index, node in enumerate(graph.nodes)}
+    sets = DisjointSets(len(number))
     for node in graph.nodes:
         if joins(node):
             for source in node.inputs:
-                leader[find(node.name)] = find(source)
-    groups: dict[str, list[str]] = {}
-    for node in graph.nodes:
-        groups.setdefault(find(node.name), []).append(node.name)
+                sets.join(number[node.name], number[source])
+    groups: dict[int, list[str]] = {}
+    for name, index in number.items():
+        groups.setdefault(sets.find(index), []).append(name)
     return [tuple(names) for names in groups.values()]

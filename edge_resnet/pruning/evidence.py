@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from edge_resnet.compression.graph_module import GraphModule, module_key
 from edge_resnet.graph.channels import ChannelGroup
-from edge_resnet.graph.float_executor import input_values
+from edge_resnet.graph.float_executor import activate, input_values
 from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.nodes import Add
 from edge_resnet.graph.passes.remove_blocks import IdentityBlock, identity_blocks
 from edge_resnet.progress import Advance
 from edge_resnet.training.precision import graph_strides_over_one_pixel
@@ -183,11 +184,9 @@ def _downstream(graph: Graph, name: str) -> set[str]:
 
 def _passed(graph: Graph, block: IdentityBlock, values: dict[str, Tensor]) -> Tensor:
     """What the sum would be without the branch."""
-    activation = getattr(graph.by_name[block.total], "activation", None)
-    passed = values[block.shortcut]
-    if activation is None or activation == "none":
-        return passed
-    return passed.relu() if activation.limit is None else passed.clamp(0, activation.limit)
+    total = graph.by_name[block.total]
+    assert isinstance(total, Add)
+    return activate(values[block.shortcut], total.activation)
 
 
 def _divergence(expected: Tensor, logits: Tensor) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edge_resnet.report.charts import Bar, Interval, bar_chart, histogram_chart, interval_chart
 from edge_resnet.report.html_pruning import removal_charts, stage_charts
 from edge_resnet.report.html_quantization import Chart, sensitivity_charts, training_charts
+from edge_resnet.report.pages import page_environment
 from edge_resnet.report.present import baseline_interval, baseline_name, headline_benchmark, present
 from edge_resnet.report.schema import Kind, Report
 from edge_resnet.report.wording import bytes_words, import_words, milliseconds, percent
@@ -18,13 +18,7 @@ __all__ = ["to_html"]
 
 def to_html(report: Report) -> str:
     """The page. Names from users are escaped; nothing is loaded from elsewhere."""
-    environment = Environment(
-        loader=PackageLoader("edge_resnet.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["percent"] = percent
     page = present(report)
     part = page.quantization

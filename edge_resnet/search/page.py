@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from edge_resnet.report.axes import WIDTH, plain, scale, svg, ticks_over
+from edge_resnet.report.pages import page_environment
 from edge_resnet.report.wording import bytes_words, milliseconds, percent, seconds_words
 from edge_resnet.search.report import SearchReport, TrialResult
 
@@ -115,20 +115,17 @@ def front_chart(report: SearchReport) -> Markup | None:
 
 def to_html(report: SearchReport) -> str:
     """One file that opens offline; names from users are escaped."""
-    environment = Environment(
-        loader=PackageLoader("edge_resnet.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("search.html.j2").render(
-        report=report,
-        headline=headline(report),
-        picture=front_chart(report),
-        front=front_table(report),
-        others=other_table(report),
-        ranges=_ranges(report),
+    return (
+        page_environment()
+        .get_template("search.html.j2")
+        .render(
+            report=report,
+            headline=headline(report),
+            picture=front_chart(report),
+            front=front_table(report),
+            others=other_table(report),
+            ranges=_ranges(report),
+        )
     )
 
 

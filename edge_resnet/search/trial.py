@@ -20,7 +20,7 @@ from edge_resnet.errors import InputError
 from edge_resnet.files import check_writable
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers
-from edge_resnet.progress import Progress, StageBar
+from edge_resnet.progress import Progress, SilentProgress, StageBar
 from edge_resnet.quantization_record import QuantizationRecord
 from edge_resnet.recipe import Recipe
 from edge_resnet.run import Run
@@ -226,7 +226,7 @@ def _without(recipe: Recipe, training: str) -> Recipe:
     return recipe.model_copy(update={training: section.model_copy(update={"epochs": 0})})
 
 
-class _Shown:
+class _Shown(SilentProgress):
     """Progress of a trial's stages: their names are shown, nothing else."""
 
     def __init__(self, show: Show) -> None:
@@ -235,15 +235,5 @@ class _Shown:
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[StageBar]:
         self._show(title)
-        yield _NoBar()
-
-    def note(self, text: str) -> None:
-        pass
-
-
-class _NoBar:
-    def __call__(self, steps: int, /) -> None:
-        pass
-
-    def show(self, text: str, keep: bool = False) -> None:
-        pass
+        with super().stage(title, total) as bar:
+            yield bar

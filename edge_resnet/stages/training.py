@@ -225,9 +225,6 @@ def _identity(run: Run, settings: Optimization, module: nn.Module, teacher: Teac
         weights=weights_digest(module),
         teacher=None if teacher is None else teacher.digest,
         recipe=settings.model_dump(mode="json"),
-        seed=run.recipe.seed,
-        preprocess=run.preprocess.to_json(),
-        data=run.images.fingerprint,
-        skip_corrupt=run.recipe.evaluate.skip_corrupt,
+        **run.images_identity(),
         **portable,
     )

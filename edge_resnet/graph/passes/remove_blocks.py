@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from edge_resnet.errors import GraphError
-from edge_resnet.graph.graph import Graph
+from edge_resnet.graph.graph import Graph, needed_nodes
 from edge_resnet.graph.nodes import Activation, Add, Node, Relu
 from edge_resnet.graph.passes.fuse_activations import is_non_negative
 
@@ -62,7 +62,7 @@ def remove_blocks(graph: Graph, totals: Collection[str]) -> Graph:
                 continue
             node = Relu(name=node.name, inputs=(source.name,), activation=node.activation, quant=node.quant)
         nodes[node.name] = node
-    return graph.with_nodes(_read(list(nodes.values())))
+    return graph.with_nodes(needed_nodes(list(nodes.values()), graph.output.name))
 
 
 def _block(graph: Graph, total: Node, branch: str, shortcut: str) -> IdentityBlock | None:
@@ -87,12 +87,3 @@ def _changes_nothing(activation: Activation, source: Node, nodes: dict[str, Node
     if activation is Activation.NONE or getattr(source, "activation", None) is activation:
         return True
     return activation is Activation.RELU and is_non_negative(source, nodes)
-
-
-def _read(nodes: list[Node]) -> list[Node]:
-    """Those that the last node needs."""
-    wanted = {nodes[-1].name}
-    for node in reversed(nodes):
-        if node.name in wanted:
-            wanted.update(node.inputs)
-    return [node for node in nodes if node.name in wanted]
