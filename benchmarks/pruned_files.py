@@ -12,8 +12,9 @@ import numpy as np
 
 from benchmarks import record
 from benchmarks.models import SEED, blurred_noise, cifar, floating, integers, pixels_of
-from edge_resnet.benchmark.local import BenchmarkSettings, benchmark_local
+from edge_resnet.benchmark.result import BenchmarkSettings
 from edge_resnet.benchmark.timing import spread
+from edge_resnet.devices.local import benchmark_local
 from edge_resnet.export.tflite import tflite_bytes
 from edge_resnet.graph.channels import channel_groups, kept_channels
 from edge_resnet.graph.float_executor import FloatExecutor

@@ -37,7 +37,7 @@ from edge_resnet.targets import Target, parse_targets
 from edge_resnet.verify.prove import Proofs, prove
 
 if TYPE_CHECKING:
-    from edge_resnet.benchmark.local import BenchmarkResult
+    from edge_resnet.benchmark.result import BenchmarkResult
     from edge_resnet.report.schema import Report
 
 __all__ = ["RunResult", "compress"]
@@ -173,7 +173,8 @@ def _benchmark(
 ) -> tuple[dict[str, float] | None, dict[str, BenchmarkResult]]:
     """Latency of the model on its own runtime, and what was measured of each artifact."""
     from edge_resnet.benchmark.baseline import eager_latency
-    from edge_resnet.benchmark.local import BenchmarkSettings, benchmark_local
+    from edge_resnet.benchmark.result import BenchmarkSettings
+    from edge_resnet.devices.local import benchmark_local
 
     assert run.baseline is not None
     settings = run.recipe.benchmark

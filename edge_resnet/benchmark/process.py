@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import queue
@@ -14,6 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_resnet.errors import MissingToolError
 
@@ -50,6 +54,7 @@ class WorkerProcess:
     def __init__(self, command: Sequence[str], name: str, timeout: float) -> None:
         self._name, self._timeout = name, timeout
         self.peak_memory_bytes = 0
+        self.energy_uj: float | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
         # Not a pipe: nobody would empty it, and a runtime that prints a lot would wait for ever.
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  # close() closes it
@@ -90,14 +95,29 @@ class WorkerProcess:
         return self._process.pid
 
     def run(self, count: int) -> list[float]:
-        """Milliseconds of `count` inferences, in the order in which they ran."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"run": count}) + "\n")
-            self._process.stdin.flush()
-        except OSError:
-            raise MissingToolError(self._epitaph()) from None
-        return [nanoseconds / 1e6 for nanoseconds in self._answer()["latency_ns"]]
+        """Milliseconds of `count` inferences of one image, in the order in which they ran.
+
+        `energy_uj` is then what the processor used for all of them, where it tells.
+        """
+        return self.run_batch(1, count)
+
+    def run_batch(self, batch: int, count: int) -> list[float]:
+        """Milliseconds of `count` inferences of `batch` images each."""
+        answer = self._asked({"run": count, "batch": batch})
+        energy = answer.get("energy_uj")
+        self.energy_uj = None if energy is None else float(energy)
+        return [nanoseconds / 1e6 for nanoseconds in answer["latency_ns"]]
+
+    def logits(self, images: str, first: int, count: int) -> NDArray[np.float32]:
+        """The answers to some images of a file there (see worker.py), float32 [count, classes]."""
+        answer = self._asked({"images": images, "first": first, "count": count})
+        values = np.frombuffer(base64.b64decode(answer["logits"]), np.float32)
+        return values.reshape(answer["shape"])
+
+    def conditions(self) -> dict[str, Any]:
+        """Clock, load and temperature there."""
+        found: dict[str, Any] = self._asked({"conditions": True})["conditions"]
+        return found
 
     def close(self) -> None:
         """Kill the process. It has nothing to lose; asking it to quit could hang."""
@@ -115,6 +135,15 @@ class WorkerProcess:
         for line in self._process.stdout:
             self._lines.put(line)
         self._lines.put(None)
+
+    def _asked(self, command: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise MissingToolError(self._epitaph()) from None
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         try:

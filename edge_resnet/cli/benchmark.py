@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from edge_resnet.benchmark.local import BenchmarkResult, BenchmarkSettings, benchmark_local
+from edge_resnet.benchmark.result import BenchmarkResult, BenchmarkSettings
 from edge_resnet.cli.console import ConsoleProgress, error_console
+from edge_resnet.devices.local import benchmark_local
 from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.targets import TARGETS, target_of_file
 

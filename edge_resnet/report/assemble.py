@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from edge_resnet.benchmark.local import BenchmarkResult
+from edge_resnet.benchmark.result import BenchmarkResult
 from edge_resnet.benchmark.statistics import paired_difference, wilson_interval
 from edge_resnet.cpu import this_cpu
 from edge_resnet.files import sha256_of, size_of

@@ -167,7 +167,12 @@ class Accuracy(Part):
 
 
 class Benchmark(Part):
-    """Speed and memory at batch 1; `kind` holds for all of it. A null figure has its reason in `notes`."""
+    """What one device says of the artifact, at batch 1; `kind` holds for all of it.
+
+    A null figure has its reason in `notes`. `accuracy` and `parity`: of the artifact's answers on that
+    device, `accuracy.delta` against the float baseline on the same images. `figures`, `layers` and
+    `conditions` as in edge_resnet.benchmark.result.BenchmarkResult.
+    """
 
     device: str
     runtime: str
@@ -180,6 +185,15 @@ class Benchmark(Part):
     peak_memory_bytes: int | None
     throughput_per_s: float | None
     notes: list[str] = Field(default_factory=list)
+    latency_interval_ms: tuple[float, float] | None = None
+    batch: int | None = None
+    batch_throughput_per_s: float | None = None
+    energy_mj: float | None = None
+    figures: dict[str, float | int] = Field(default_factory=dict)
+    layers: list[dict[str, Any]] = Field(default_factory=list)
+    conditions: dict[str, Any] = Field(default_factory=dict)
+    accuracy: Accuracy | None = None
+    parity: Parity | None = None
 
 
 class Artifact(Part):

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_resnet.benchmark.local import BenchmarkResult, BenchmarkSettings, benchmark_local
+from edge_resnet.benchmark.result import BenchmarkResult, BenchmarkSettings
+from edge_resnet.devices.local import benchmark_local
 from edge_resnet.errors import MissingToolError
 
 __all__ = ["Speed", "measure_speed", "measuring"]

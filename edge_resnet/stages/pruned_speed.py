@@ -12,7 +12,7 @@ from edge_resnet.run import Run
 from edge_resnet.targets import TARGETS
 
 if TYPE_CHECKING:
-    from edge_resnet.benchmark.local import BenchmarkResult
+    from edge_resnet.benchmark.result import BenchmarkResult
 
 __all__ = ["record_speed", "unpruned_files"]
 

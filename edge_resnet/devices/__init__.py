@@ -1,0 +1,1 @@
+"""Where artifacts run and are measured: this machine, boards, phones, emulated CPUs, NPU compilers."""
