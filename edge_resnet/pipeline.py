@@ -125,7 +125,7 @@ def _run(run: Run, work: Path, command: str) -> RunResult:
             f"{len(validation.skipped)} corrupt images were skipped, for example {validation.skipped[0]}"
         )
     report = assemble_report(run, proofs, latency, benchmarks, command)
-    _write_graphs(run, work / "graph", validation, chosen)
+    _write_graphs(run, work / "graph", validation, chosen, proofs)
     save_report(report, work)
     _move_into_place(work, run.out)
     failures = tuple(failure for proof in proofs.artifacts for failure in proof.failures)
@@ -192,9 +192,12 @@ def _benchmark(
     return latency, results
 
 
-def _write_graphs(run: Run, directory: Path, split: ImageSplit, chosen: np.ndarray) -> None:
+def _write_graphs(
+    run: Run, directory: Path, split: ImageSplit, chosen: np.ndarray, proofs: Proofs
+) -> None:
     assert run.floating is not None
     assert run.quantized is not None
+    assert proofs.baseline is not None
     settings = run.recipe.evaluate
     record = EvaluationRecord(
         data=run.images.source if run.images.source == "demo" else str(Path(run.images.source).resolve()),
@@ -210,7 +213,9 @@ def _write_graphs(run: Run, directory: Path, split: ImageSplit, chosen: np.ndarr
     batches = split.batches(chosen[:_PROBE_IMAGES], run.preprocess, _PROBE_IMAGES, settings.skip_corrupt)
     pixels = next(iter(batches)).pixels
     probe = Probe(pixels, MixedExecutor(run.quantized).run(pixels))
-    write_graph_directory(directory, run.quantized, run.floating, record, probe)
+    write_graph_directory(
+        directory, run.quantized, run.floating, record, probe, proofs.baseline.top1_correct
+    )
 
 
 def _move_into_place(work: Path, out: Path) -> None:

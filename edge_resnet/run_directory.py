@@ -4,6 +4,7 @@ graph/quantized.json, .safetensors     the graph in integers
 graph/float.json, .safetensors         the graph that float artifacts were written from
 graph/evaluation.json                  data, preprocessing, seed and number of images
 graph/probe.safetensors                a few images and the reference executor's int8 logits on them
+graph/baseline.safetensors             for each image, whether the float baseline's first class was right
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from edge_resnet.errors import GraphError, InputError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.storage import graph_from_files, graph_to_files
 
-__all__ = ["EvaluationRecord", "Probe", "read_graphs", "read_probe", "read_record", "write_graph_directory"]
+__all__ = [
+    "EvaluationRecord",
+    "Probe",
+    "read_baseline",
+    "read_graphs",
+    "read_probe",
+    "read_record",
+    "write_graph_directory",
+]
 
 
 @dataclass(frozen=True)
@@ -51,15 +60,24 @@ class Probe:
 
 
 def write_graph_directory(
-    directory: Path, quantized: Graph, floating: Graph, record: EvaluationRecord, probe: Probe
+    directory: Path,
+    quantized: Graph,
+    floating: Graph,
+    record: EvaluationRecord,
+    probe: Probe,
+    baseline: NDArray[np.bool_],
 ) -> None:
-    """Write all of graph/. `directory` is new; the caller moves it into place."""
+    """Write all of graph/. `directory` is new; the caller moves it into place.
+
+    `baseline` [images]: what the float baseline answered rightly, in the order of evaluation.
+    """
     directory.mkdir(parents=True)
     files = graph_to_files(quantized, "quantized") | graph_to_files(floating, "float")
     files["evaluation.json"] = (json.dumps(asdict(record), indent=1) + "\n").encode()
     files["probe.safetensors"] = save(
         {"pixels": np.ascontiguousarray(probe.pixels), "logits": np.ascontiguousarray(probe.logits)}
     )
+    files["baseline.safetensors"] = save({"top1_correct": baseline})
     for name, content in files.items():
         (directory / name).write_bytes(content)
 
@@ -86,6 +104,17 @@ def read_probe(run: Path) -> Probe:
     try:
         arrays = load(path.read_bytes())
         return Probe(arrays["pixels"], arrays["logits"])
+    except (OSError, KeyError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot read it: {error}") from error
+
+
+def read_baseline(run: Path) -> NDArray[np.bool_] | None:
+    """What the float baseline answered rightly; None where an older version wrote the run."""
+    path = _graph_directory(run) / "baseline.safetensors"
+    if not path.exists():
+        return None
+    try:
+        return load(path.read_bytes())["top1_correct"].astype(np.bool_)
     except (OSError, KeyError, SafetensorError) as error:
         raise InputError(f"{path}: cannot read it: {error}") from error
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_resnet.data.images import open_images
-from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.errors import InputError
 from edge_resnet.files import sha256_of
 from edge_resnet.graph.float_executor import FloatExecutor
@@ -18,10 +16,11 @@ from edge_resnet.graph.mixed_executor import MixedExecutor
 from edge_resnet.graph.passes import fold_normalization_std
 from edge_resnet.progress import Progress
 from edge_resnet.report.schema import Report, load_report
-from edge_resnet.run_directory import EvaluationRecord, Probe, read_graphs, read_probe, read_record
+from edge_resnet.run_directory import Probe, read_graphs, read_probe, read_record
 from edge_resnet.targets import TARGETS, Target
 from edge_resnet.verify.evaluate import Labels, Pixels
 from edge_resnet.verify.prove import Proof, Proofs, prove, read_back
+from edge_resnet.verify.run_images import labelled_batches
 
 __all__ = ["Verification", "verify"]
 
@@ -55,7 +54,7 @@ def verify(directory: Path, data: str | None, progress: Progress) -> Verificatio
     _check_probe(quantized, probe)  # a graph that was changed proves nothing: say so before the long part
     written = fold_normalization_std(floating)
     sound, broken = _by_checksum(directory, report, quantized, written)
-    source = _labelled_batches(record, data, floating)
+    source = labelled_batches(record, data, floating)
     notes: list[str] = []
     if source is None:
         notes.append(
@@ -111,27 +110,6 @@ def _changed(target: Target, path: Path, quantized: Graph, floating: Graph) -> P
         f"{path.name}: its bytes are not those that the run wrote (sha256 differs); not run"
     )
     return proof
-
-
-def _labelled_batches(
-    record: EvaluationRecord, data: str | None, graph: Graph
-) -> tuple[int, Iterator[tuple[Pixels, Labels]]] | None:
-    """The images of the run, or None where its data is not here. A wrong --data is an error."""
-    try:
-        images = open_images(data or record.data, record.skip_corrupt)
-    except InputError:
-        if data is not None:
-            raise
-        return None
-    if images.fingerprint != record.fingerprint:
-        raise InputError(f"{images.source}: not the images of this run (their names or sizes differ)")
-    if images.classes != graph.labels:
-        raise InputError(f"{images.source}: its classes are not those of the run")
-    split = images.split("val")
-    chosen = split.order(record.seed)[: record.images]
-    preprocess = Preprocess.from_json(record.preprocess)
-    batches = split.batches(chosen, preprocess, record.batch, record.skip_corrupt)
-    return len(chosen), ((batch.pixels, batch.labels) for batch in batches)
 
 
 def _probe_batches(probe: Probe) -> tuple[int, Iterator[tuple[Pixels, Labels]]]:
