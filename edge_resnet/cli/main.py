@@ -231,16 +231,35 @@ def verify(
 def benchmark(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifacts, or folders that hold some.")],
     device: Annotated[
-        list[str] | None, typer.Option(help="Where to run; this version knows `local`.")
+        list[str] | None,
+        typer.Option(
+            help="Where to measure: local, ssh://user@host, adb://SERIAL, qemu://cortex-a76, "
+            "vela://ethos-u55-128, qnn-htp://73, tflm://host, or a name from `edge-resnet devices` "
+            "(repeatable)."
+        ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    data: Annotated[
+        str | None,
+        typer.Option(help="The run's data: accuracy on each device, and its delta against the baseline."),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Test images of --data; default: what each device can bear.")
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0, help="Threads of the runtime, 0 for all cores (repeatable); default 1, 2 and all."
+        ),
+    ] = None,
     runs: Annotated[int, typer.Option(min=10, help="Timed inferences of each artifact.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, help="Throughput at so many images at once, too.")] = 1,
     json_: JsonOption = False,
 ) -> int:
-    """Latency, cold start and memory of artifacts, interleaved, each in its own process."""
+    """Latency, memory, accuracy of artifacts on devices, each figure with its kind, into the run's report."""
     from edge_resnet.cli.benchmark import run
 
-    return run(artifacts, device or ["local"], threads, runs, json_)
+    counts = [1, 2, 0] if threads is None else threads
+    return run(artifacts, device or ["local"], data, images, counts, runs, batch, json_)
 
 
 @app.command()

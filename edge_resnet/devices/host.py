@@ -99,11 +99,16 @@ def measure_on_host(
     with host.session(runtimes) as session:
         measured = _Measured(host, session, request, advance, found)
         if host.timed:
-            for threads in request.threads:
-                measured.time(able, threads or session.cores)
+            for threads in _numbers_of_threads(request.threads, session.cores):
+                measured.time(able, threads)
         if request.pixels is not None:
             measured.answer(able, request.pixels)
     return found
+
+
+def _numbers_of_threads(wanted: Sequence[int], cores: int) -> list[int]:
+    """Each once; 0 is all cores."""
+    return list(dict.fromkeys(number or cores for number in wanted))
 
 
 class _Measured:

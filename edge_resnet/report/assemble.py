@@ -11,6 +11,9 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_resnet.benchmark.result import BenchmarkResult
 from edge_resnet.benchmark.statistics import paired_difference, wilson_interval
 from edge_resnet.cpu import this_cpu
@@ -27,7 +30,7 @@ from edge_resnet.verify.ranges import RangeCheck
 if TYPE_CHECKING:
     from edge_resnet.run import Run
 
-__all__ = ["assemble_report", "pruning_part", "quantization_part"]
+__all__ = ["accuracy_part", "assemble_report", "parity_part", "pruning_part", "quantization_part"]
 
 _PACKAGES = (
     "edge-resnet",
@@ -145,7 +148,7 @@ def _artifact(proof: Proof, baseline: Outcome | None, benchmark: BenchmarkResult
         sha256=sha256_of(proof.path),
         ranges=_ranges(proof.ranges),
         weights=_ranges(proof.weights),
-        parity=_parity(proof.parity, proof.runner),
+        parity=_parity(proof),
         accuracy=_accuracy(proof, baseline),
         benchmarks=[] if benchmark is None else [schema.Benchmark.model_validate(benchmark.to_json())],
         cross_parity=_cross_parity(proof.outcome),
@@ -160,7 +163,16 @@ def _ranges(check: RangeCheck | None) -> schema.Ranges | None:
     return schema.Ranges(checked=check.checked, equal=check.equal, mismatches=list(check.mismatches))
 
 
-def _parity(tally: ParityTally | None, runner: Runner | None) -> schema.Parity | None:
+def _parity(proof: Proof) -> schema.Parity | None:
+    runner = proof.runner
+    if runner is None:
+        return parity_part(proof.parity, None, None)
+    return parity_part(proof.parity, runner.runtime, _kind(runner))
+
+
+def parity_part(
+    tally: ParityTally | None, runtime: str | None, kind: schema.Kind | None
+) -> schema.Parity | None:
     if tally is None or not tally.n:
         return None
     return schema.Parity(
@@ -172,8 +184,8 @@ def _parity(tally: ParityTally | None, runner: Runner | None) -> schema.Parity |
         mean_lsb=tally.mean_lsb,
         lsb_histogram={str(lsb): count for lsb, count in sorted(tally.histogram.items())},
         max_abs=tally.max_abs,
-        runtime=None if runner is None else runner.runtime,
-        kind=None if runner is None else _kind(runner),
+        runtime=runtime,
+        kind=kind,
         to_the_bit=tally.to_the_bit,
     )
 
@@ -197,17 +209,28 @@ def _accuracy(proof: Proof, baseline: Outcome | None) -> schema.Accuracy | None:
     outcome, runner = proof.outcome, proof.runner
     if outcome is None or runner is None or baseline is None or not len(outcome.top1_correct):
         return None
+    return accuracy_part(outcome, runner.runtime, runner.version, _kind(runner), baseline.top1_correct)
+
+
+def accuracy_part(
+    outcome: Outcome, runtime: str, version: str, kind: schema.Kind, baseline: NDArray[np.bool_] | None
+) -> schema.Accuracy:
+    """`baseline`: what the float baseline answered rightly, image by image; the delta is of those in both."""
     correct = outcome.top1_correct
     n = len(correct)
-    delta, low, high = paired_difference(baseline.top1_correct[:n], correct)
+    delta, interval = None, None
+    if baseline is not None:
+        both = min(n, len(baseline))
+        delta, *ends = paired_difference(baseline[:both], correct[:both])
+        interval = ends[0], ends[1]
     return schema.Accuracy(
-        runtime=runner.runtime,
+        runtime=runtime,
         top1=float(correct.mean()),
         top5=float(outcome.top5_correct.mean()),
         n=n,
         ci95=wilson_interval(int(correct.sum()), n),
         delta=delta,
-        delta_ci95=(low, high),
-        kind=_kind(runner),
-        runtime_version=runner.version,
+        delta_ci95=interval,
+        kind=kind,
+        runtime_version=version,
     )
