@@ -192,9 +192,7 @@ def _benchmark(
     return latency, results
 
 
-def _write_graphs(
-    run: Run, directory: Path, split: ImageSplit, chosen: np.ndarray, proofs: Proofs
-) -> None:
+def _write_graphs(run: Run, directory: Path, split: ImageSplit, chosen: np.ndarray, proofs: Proofs) -> None:
     assert run.floating is not None
     assert run.quantized is not None
     assert proofs.baseline is not None
@@ -213,9 +211,7 @@ def _write_graphs(
     batches = split.batches(chosen[:_PROBE_IMAGES], run.preprocess, _PROBE_IMAGES, settings.skip_corrupt)
     pixels = next(iter(batches)).pixels
     probe = Probe(pixels, MixedExecutor(run.quantized).run(pixels))
-    write_graph_directory(
-        directory, run.quantized, run.floating, record, probe, proofs.baseline.top1_correct
-    )
+    write_graph_directory(directory, run.quantized, run.floating, record, probe, proofs.baseline.top1_correct)
 
 
 def _move_into_place(work: Path, out: Path) -> None:

@@ -10,7 +10,7 @@ from edge_resnet.report.html_pruning import removal_charts, stage_charts
 from edge_resnet.report.html_quantization import Chart, sensitivity_charts, training_charts
 from edge_resnet.report.pages import page_environment
 from edge_resnet.report.present import baseline_interval, baseline_name, headline_benchmark, present
-from edge_resnet.report.schema import Kind, Report
+from edge_resnet.report.schema import Accuracy, Kind, Parity, Report
 from edge_resnet.report.wording import bytes_words, import_words, milliseconds, percent
 
 __all__ = ["to_html"]
@@ -31,7 +31,19 @@ def to_html(report: Report) -> str:
         charts=[
             chart for chart in (_sizes(report), _latencies(report), _top1(report), _deltas(report)) if chart
         ],
-        histograms=_histograms(report),
+        histograms=[
+            chart
+            for artifact in report.artifacts
+            for chart in _histogram(artifact.target, artifact.parity, artifact.accuracy)
+        ],
+        device_histograms=[
+            chart
+            for artifact in report.artifacts
+            for benchmark in artifact.benchmarks
+            for chart in _histogram(
+                f"{artifact.target} on {benchmark.device}", benchmark.parity, benchmark.accuracy
+            )
+        ],
         pruning=page.pruning,
         removals=[] if report.pruning is None else removal_charts(report.pruning),
         pruned_stages=[] if report.pruning is None else stage_charts(report.pruning),
@@ -93,15 +105,11 @@ def _deltas(report: Report) -> Chart | None:
     return _chart("Accuracy lost or won", [row.kind for row in rows], picture)
 
 
-def _histograms(report: Report) -> list[Chart]:
+def _histogram(name: str, parity: Parity | None, accuracy: Accuracy | None) -> list[Chart]:
     """Only where some logit is off: otherwise there is one bar, and the table says it."""
-    charts = []
-    for artifact in report.artifacts:
-        parity = artifact.parity
-        if parity is None or not set(parity.lsb_histogram) - {"0"}:
-            continue
-        kind = parity.kind or (artifact.accuracy.kind if artifact.accuracy else "")
-        title = f"{artifact.target}: distance from the {parity.against}"
-        chart = _chart(title, [kind], histogram_chart(parity.lsb_histogram, kind))
-        charts += [chart] if chart else []
-    return charts
+    if parity is None or not set(parity.lsb_histogram) - {"0"}:
+        return []
+    kind = parity.kind or (accuracy.kind if accuracy else "")
+    title = f"{name}: distance from the {parity.against}"
+    chart = _chart(title, [kind], histogram_chart(parity.lsb_histogram, kind))
+    return [chart] if chart else []

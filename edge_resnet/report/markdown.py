@@ -9,6 +9,7 @@ import yaml
 
 from edge_resnet.report.figures import Figure
 from edge_resnet.report.present import Page, present
+from edge_resnet.report.present_devices import DevicePage
 from edge_resnet.report.present_pruning import PruningPage
 from edge_resnet.report.present_quantization import SensitivityPart, TrainingPart
 from edge_resnet.report.schema import Report
@@ -41,6 +42,7 @@ def to_markdown(report: Report) -> str:
         "" if page.pruning is None else _pruning(page.pruning),
         _quantization(page),
         _speed(page),
+        "" if page.devices is None else _devices(page.devices),
         _notes(page),
         _facts(report),
     ]
@@ -117,6 +119,26 @@ def _ranges(report: Report) -> str:
         shown.append(f"and {len(mismatches) - _MOST_MISMATCHES} more, in report.json")
     table = _table(("target", "tensors checked", "equal", "result"), rows)
     return "\n\n".join(part for part in ("## Read back and compared", table, _list(shown)) if part)
+
+
+def _devices(part: DevicePage) -> str:
+    """Layers are in report.html."""
+    parts = ["## Devices"]
+    if part.answers:
+        head = ("target", "device", "runtime", "images", "top-1 (95 %)", "delta, points (paired 95 %)")
+        head += ("identical", "same top-1", "max LSB")
+        rows = [
+            (
+                *(r.target, r.device, r.runtime, r.images, r.top1, r.delta),
+                *(r.identical, r.agreement, r.max_lsb),
+            )
+            for r in part.answers
+        ]
+        parts.append(_table(head, rows))
+    if part.figures:
+        rows_of_figures = [(r.target, r.device, r.name, r.value) for r in part.figures]
+        parts.append(_table(("target", "device", "what", "figure"), rows_of_figures))
+    return "\n\n".join(parts)
 
 
 def _pruning(part: PruningPage) -> str:

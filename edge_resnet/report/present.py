@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from edge_resnet.benchmark.statistics import wilson_interval
 from edge_resnet.report.figures import Figure, Reasons, because
+from edge_resnet.report.present_devices import DevicePage, present_devices
 from edge_resnet.report.present_pruning import PruningPage, present_pruning
 from edge_resnet.report.present_quantization import QuantizationPage, present_quantization
 from edge_resnet.report.schema import Artifact, Baseline, Benchmark, Kind, Latency, Parity, Report
@@ -92,6 +93,7 @@ class Page:
     rows: list[Row]
     proof: list[ProofRow]
     speed: list[SpeedRow]
+    devices: DevicePage | None
     pruning: PruningPage | None
     quantization: QuantizationPage | None
     notes: list[str]
@@ -111,6 +113,7 @@ def present(report: Report) -> Page:
         rows=rows,
         proof=[row for artifact in artifacts for row in _proof_rows(artifact, reasons)],
         speed=[_speed_row(a, benchmark, reasons) for a in artifacts for benchmark in a.benchmarks],
+        devices=present_devices(artifacts, reasons),
         pruning=None if pruning is None else present_pruning(pruning, reasons),
         quantization=None if quantization is None else present_quantization(quantization, reasons),
         notes=_notes(report),
@@ -119,10 +122,17 @@ def present(report: Report) -> Page:
 
 
 def headline_benchmark(artifact: Artifact) -> Benchmark | None:
-    """The one of the main table: with a latency before one without, one thread before several."""
+    """The one of the main table: with a latency before one without, measured before what is not, this machine
+    before others, one thread before several.
+    """
 
-    def order(benchmark: Benchmark) -> tuple[bool, bool]:
-        return benchmark.latency_ms is None, benchmark.threads != 1
+    def order(benchmark: Benchmark) -> tuple[bool, ...]:
+        return (
+            benchmark.latency_ms is None,
+            benchmark.kind is not Kind.MEASURED,
+            benchmark.device != "local",
+            benchmark.threads != 1,
+        )
 
     return min(artifact.benchmarks, key=order, default=None)
 
@@ -273,8 +283,13 @@ def _parity_kind(artifact: Artifact) -> str:
 def _speed_row(artifact: Artifact, benchmark: Benchmark, reasons: Reasons) -> SpeedRow:
     reason = f"{artifact.target}: {because(benchmark.notes, 'not timed')}"
     latency, kind = benchmark.latency_ms, benchmark.kind
+    interval, batch = benchmark.latency_interval_ms, ""
+    if benchmark.batch_throughput_per_s is not None:
+        batch = f"{benchmark.batch_throughput_per_s:,.1f} at batch {benchmark.batch}"
+    between = "" if interval is None else f"80 %: {interval_words(*map(milliseconds, interval))}"
     mean, p50, p95, p99 = (
-        _latency(latency, key, kind, reasons, reason) for key in ("mean", "p50", "p95", "p99")
+        _latency(latency, key, kind, reasons, reason, between if key == "p50" else "")
+        for key in ("mean", "p50", "p95", "p99")
     )
     return SpeedRow(
         target=artifact.target,
@@ -286,7 +301,9 @@ def _speed_row(artifact: Artifact, benchmark: Benchmark, reasons: Reasons) -> Sp
         p50=p50,
         p95=p95,
         p99=p99,
-        throughput=reasons.figure(benchmark.throughput_per_s, lambda value: f"{value:,.1f}", kind, reason),
+        throughput=reasons.figure(
+            benchmark.throughput_per_s, lambda value: f"{value:,.1f}", kind, reason, batch
+        ),
     )
 
 
@@ -297,5 +314,6 @@ def _notes(report: Report) -> list[str]:
         notes += [f"{artifact.target}: {note}" for note in artifact.notes]
         for benchmark in artifact.benchmarks:
             if benchmark.latency_ms is not None:
-                notes += [f"{artifact.target}: {note}" for note in benchmark.notes]
+                where = "" if benchmark.device == "local" else f" on {benchmark.device}"
+                notes += [f"{artifact.target}{where}: {note}" for note in benchmark.notes]
     return list(dict.fromkeys(notes))
