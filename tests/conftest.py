@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def small_graph() -> Graph:
 @pytest.fixture(scope="session")
 def small_quantized(small_graph: Graph) -> Graph:
     return quantized(small_graph)
+
+
+@pytest.fixture(scope="session")
+def _demo_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from edge_resnet.pipeline import compress
+
+    out = tmp_path_factory.mktemp("demo") / "run"
+    settings = ("benchmark.runs=0", "calibration.images=64")
+    compress("demo", targets=("tflite-int8", "onnx-int8"), settings=settings, out=out)
+    return out
+
+
+@pytest.fixture
+def demo_run(_demo_once: Path, tmp_path: Path) -> Path:
+    """A finished run of the demo model, for this test: int8 TFLite and ONNX, nothing timed."""
+    return Path(shutil.copytree(_demo_once, tmp_path / "demo-run"))
 
 
 @pytest.fixture
