@@ -29,7 +29,10 @@ class Scheme:
 
 SCHEMES = {
     scheme.name: scheme
-    for scheme in (Scheme("local", ("local", "open_local"), "local", "this machine", "measured"),)
+    for scheme in (
+        Scheme("local", ("local", "open_local"), "local", "this machine", "measured"),
+        Scheme("ssh", ("ssh", "open_ssh"), "ssh://user@host", "a Linux board reached by ssh", "measured"),
+    )
 }
 
 
