@@ -96,13 +96,17 @@ def measure_on_host(
     if not able:
         return found
     runtimes = list(dict.fromkeys(RUNTIMES[job.path.suffix][0] for job in able))
-    with host.session(runtimes) as session:
-        measured = _Measured(host, session, request, advance, found)
-        if host.timed:
-            for threads in _numbers_of_threads(request.threads, session.cores):
-                measured.time(able, threads)
-        if request.pixels is not None:
-            measured.answer(able, request.pixels)
+    try:
+        with host.session(runtimes) as session:
+            measured = _Measured(host, session, request, advance, found)
+            if host.timed:
+                for threads in _numbers_of_threads(request.threads, session.cores):
+                    measured.time(able, threads)
+            if request.pixels is not None:
+                measured.answer(able, request.pixels)
+    except DeviceLostError as error:
+        error.partial = error.partial or found  # lost while nothing was measured: on the way there with images
+        raise
     return found
 
 
