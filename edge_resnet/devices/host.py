@@ -105,7 +105,7 @@ def measure_on_host(
             if request.pixels is not None:
                 measured.answer(able, request.pixels)
     except DeviceLostError as error:
-        error.partial = error.partial or found  # lost while nothing was measured: on the way there with images
+        error.partial = error.partial or found  # it may be lost on the way there with images
         raise
     return found
 
