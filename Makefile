@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all arm-root lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edge-resnet compress demo --target tflite-int8 --target onnx-int8 --target coreml-int8 --out runs/demo
@@ -15,7 +15,12 @@ test: $(VENV)/.test lint
 
 test-all: $(VENV)/.test-all lint
 	-./tests/install_tools.sh
+	-$(BIN)/python -m edge_resnet.devices.arm_root
 	$(BIN)/pytest
+
+# A small ARM64 Linux in the user's cache folder (or EDGE_RESNET_ARM_ROOT), for --device qemu://cortex-a76 and the like.
+arm-root: $(VENV)/.installed
+	$(BIN)/python -m edge_resnet.devices.arm_root
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

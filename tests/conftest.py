@@ -14,6 +14,8 @@ from PIL import Image
 
 from edge_resnet.compression.calibrate import calibrate
 from edge_resnet.compression.quantize import quantize
+from edge_resnet.devices.arm_root import arm_root_folder
+from edge_resnet.errors import MissingToolError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers, simplify
 from tests.random_graphs import random_graph, random_pixels
@@ -28,6 +30,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What is measured or indexed once is kept for the session, and the user's own cache is left alone."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
+        # But for the ARM64 root, which takes a while to build.
+        patch.setenv("EDGE_RESNET_ARM_ROOT", str(arm_root_folder()))
         patch.setenv("EDGE_RESNET_CACHE", str(folder))
         yield folder
 
@@ -42,6 +46,17 @@ def shared_data() -> Path:
             "no real data: set EDGE_RESNET_DATA to the folder that holds cifar10-jpeg.zip and the weights"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def arm_root(cache_folder: Path) -> Path:
+    """The ARM64 root, where it was built."""
+    from edge_resnet.devices.arm_root import arm_root as existing
+
+    try:
+        return existing()
+    except MissingToolError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture
