@@ -118,8 +118,9 @@ class SshServer:
         """For EDGE_RESNET_SSH_OPTIONS: nothing of this user's own configuration."""
         return shlex.join(
             [
-                "-F", "none", "-i", str(self.folder / key), "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none",
-                "-o", f"UserKnownHostsFile={self.folder / 'known_hosts'}", "-o", "GlobalKnownHostsFile=none",
+                "-F", "none", "-i", str(self.folder / key), "-o", "IdentitiesOnly=yes",
+                "-o", "IdentityAgent=none", "-o", f"UserKnownHostsFile={self.folder / 'known_hosts'}",
+                "-o", "GlobalKnownHostsFile=none",
             ]
         )  # fmt: skip
 

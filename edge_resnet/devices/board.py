@@ -49,6 +49,8 @@ _GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP
 
 
 def main() -> None:
+    # ONNX Runtime reports on its use, from a database in the user's cache folder: nobody asked for that here.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     if sys.argv[1] == "serve":
         Server(Path(sys.argv[2]).expanduser(), sys.argv[3]).serve()
     else:

@@ -74,6 +74,7 @@ class Connection:
             )
         self._ssh, self._options = ssh, user_options()
         self._unread = b""
+        self._refusal: str | None = None
         self._known: dict[tuple[str, int, int], str] = {}
         # Not TMPDIR's long path on macOS: a socket's name has a hundred characters at most.
         self._own = Path(tempfile.mkdtemp(prefix="er-", dir="/tmp" if Path("/tmp").is_dir() else None))
@@ -166,7 +167,7 @@ class Connection:
             try:
                 left = left[os.write(pipe, left[:_CHUNK]) :]
             except OSError as error:
-                raise DeviceLostError(f"{self.target.uri}: lost: {error.strerror}") from error
+                raise DeviceLostError(f"{self.target.uri}: lost: {self._last_words()}") from error
 
     def _line(self, timeout: float) -> bytes:
         assert self._process is not None
@@ -187,6 +188,9 @@ class Connection:
             self._unread += chunk
 
     def _last_words(self) -> str:
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
         lines = [line.strip() for line in self._said().splitlines() if line.strip()]
         return lines[-1] if lines else "the connection ended"
 
@@ -196,7 +200,9 @@ class Connection:
         self._send(content)
         answer: dict[str, Any] = json.loads(self._line(timeout))
         if "error" in answer:
-            raise refused(self.target.uri, self.folder, answer)
+            refusal = refused(self.target.uri, self.folder, answer)
+            self._refusal = str(refusal)
+            raise refusal
         return answer
 
     def run(self, arguments: Sequence[str], timeout: float) -> tuple[int | None, str]:
@@ -231,7 +237,9 @@ class Connection:
         return [*command, shlex.join(["exec", "sh", "-c", _TELL_SIGNAL, *there])]
 
     def lost(self) -> str | None:
-        """Why the board is not reachable any more, a line; None: it is."""
+        """Why the board is of no use any more, a line: gone, or without space; None: it works."""
+        if self._refusal is not None:
+            return self._refusal
         try:
             self.ask("ping", {}, _ALIVE * (_ALIVE_COUNT + 1))
         except DeviceLostError as error:

@@ -59,7 +59,7 @@ def parse_target(uri: str) -> Target:
         raise wrong("passwords are not taken, only keys")
     if at and not _USER.fullmatch(user):
         raise wrong(f"{user!r} is not the name of a user")
-    found = re.fullmatch(r"(\[.*\]|[^:]*)(?::(.*))?", address, re.DOTALL)
+    found = re.fullmatch(r"(\[.*\]|[^:]*)(?::([^:]*))?", address, re.DOTALL)
     if found is None:
         raise wrong("an IPv6 address stands in brackets")
     host, port = found.groups()
