@@ -32,6 +32,7 @@ SCHEMES = {
     for scheme in (
         Scheme("local", ("local", "open_local"), "local", "this machine", "measured"),
         Scheme("ssh", ("ssh", "open_ssh"), "ssh://user@host", "a Linux board reached by ssh", "measured"),
+        Scheme("adb", ("adb", "open_adb"), "adb://SERIAL", "an Android phone: CPU, GPU and NPU", "measured"),
     )
 }
 
