@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from edge_resnet.compression.calibrate import calibrate
-from edge_resnet.compression.quantize import quantize
+from edge_resnet.compression.plain import in_integers
 from edge_resnet.data.images import ImageSplit, open_images
 from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.frontends.sources import import_graph, open_model, resolve_preprocess
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.passes import lower_for_integers
 
 SEED = 0
 
@@ -27,8 +26,7 @@ def floating(name: str, weights: Path | None = None) -> tuple[Graph, Preprocess]
 
 def integers(graph: Graph, pixels: np.ndarray) -> Graph:
     """The graph in integers, calibrated on `pixels` [N, H, W, 3]."""
-    ready = lower_for_integers(graph)
-    return quantize(ready, calibrate(ready, np.array_split(pixels, -(-len(pixels) // 32))))
+    return in_integers(graph, np.array_split(pixels, -(-len(pixels) // 32)))
 
 
 def blurred_noise(count: int, size: int) -> np.ndarray:
@@ -38,6 +36,33 @@ def blurred_noise(count: int, size: int) -> np.ndarray:
     images = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in small]
     noise = rng.integers(-20, 21, (count, size, size, 3))
     return np.clip(np.stack([np.asarray(image) for image in images]) + noise, 0, 255).astype(np.uint8)
+
+
+def normalized(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """uint8 [N, H, W, 3] -> what the torch module takes, float32 [N, 3, H, W]."""
+    mean, std = (255 * np.float32(values) for values in (preprocess.mean, preprocess.std))
+    images: np.ndarray = ((pixels.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(images)
+
+
+def settled(module: Any, images: np.ndarray) -> Any:
+    """Batch normalization as after training: the statistics are those of the images, float32 [N, 3, H, W].
+
+    Factors that the model starts at 0 (the last of a residual branch) become small ones, as training leaves
+    them; others are drawn around 1. With all around 1, a deep network of random weights is chaotic: its
+    logits would say nothing about rounding.
+    """
+    import torch
+
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            low, high = (0.1, 0.3) if not layer.weight.any() else (0.5, 1.5)
+            torch.nn.init.uniform_(layer.weight, low, high)
+            torch.nn.init.normal_(layer.bias, 0, 0.2)
+            layer.momentum = None  # the mean over the batches below, instead of a moving one
+    with torch.no_grad():
+        module.train()(torch.from_numpy(images))
+    return module.eval()
 
 
 def pixels_of(split: ImageSplit, preprocess: Preprocess, count: int) -> tuple[np.ndarray, np.ndarray]:

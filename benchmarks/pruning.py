@@ -34,6 +34,7 @@ from benchmarks import record
 from benchmarks.peers.pruners import NOTE
 from benchmarks.pruned_files import latencies, predictions, resnet50
 from benchmarks.pruned_peer import peer_of
+from edge_resnet.recipe import BUDGETS
 
 TARGET = "tflite-int8"
 SEEDS = (0, 1)
@@ -42,7 +43,6 @@ PART = 0.5
 SHORT_EPOCHS = 2
 # Nothing but pruning, fine-tuning and post-training quantization.
 SHORT = (f"finetune.epochs={SHORT_EPOCHS}", "qat.epochs=0", "qat.distill.weight=0", "sensitivity.images=0")
-BUDGETS = ("latency", "macs", "params", "bytes")
 CRITERIA = ("l1", "l2", "batch-norm", "taylor", "distillation", "random")
 
 

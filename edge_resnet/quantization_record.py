@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = [
     "EpochRecord",
@@ -11,6 +13,7 @@ __all__ = [
     "SensitivityRecord",
     "StepRecord",
     "TrainingRecord",
+    "training_record",
 ]
 
 
@@ -55,6 +58,14 @@ class TrainingRecord:
     seconds: float
     teacher: str | None = None
     resumed_at: tuple[int, ...] = ()
+
+
+def training_record(values: Mapping[str, Any]) -> TrainingRecord:
+    """From what dataclasses.asdict made of one, also when it went through JSON."""
+    epochs = tuple(EpochRecord(**epoch) for epoch in values["epochs"])
+    losses = tuple((step, loss) for step, loss in values["losses"])
+    lists = {"epochs": epochs, "losses": losses, "resumed_at": tuple(values["resumed_at"])}
+    return TrainingRecord(**{**values, **lists})
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from edge_resnet.compression.calibrate import calibrate
-from edge_resnet.compression.quantize import quantize
+from edge_resnet.compression.plain import in_integers
 from edge_resnet.devices.arm_root import arm_root_folder
 from edge_resnet.errors import MissingToolError
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.passes import lower_for_integers, simplify
+from edge_resnet.graph.passes import simplify
 from tests.random_graphs import random_graph, random_pixels
 
 # The same examples in every run: a failure here can be repeated anywhere.
@@ -80,8 +79,7 @@ def write_image_folder(folder: Path, classes: tuple[str, ...], size: int = 40) -
 
 def quantized(graph: Graph, seed: int = 0) -> Graph:
     """The graph in integers, calibrated on random pixels."""
-    ready = lower_for_integers(simplify(graph))
-    return quantize(ready, calibrate(ready, [random_pixels(ready, 8, seed)]))
+    return in_integers(simplify(graph), [random_pixels(graph, 8, seed)])
 
 
 @pytest.fixture(scope="session")

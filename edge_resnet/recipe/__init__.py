@@ -2,6 +2,7 @@
 
 from edge_resnet.recipe.load import SearchSpace, load_recipe, load_space
 from edge_resnet.recipe.sections import (
+    BUDGETS,
     Calibration,
     Distillation,
     Evaluation,
@@ -20,6 +21,7 @@ from edge_resnet.recipe.sections import (
 )
 
 __all__ = [
+    "BUDGETS",
     "Calibration",
     "Distillation",
     "Evaluation",

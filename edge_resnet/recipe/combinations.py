@@ -60,7 +60,7 @@ def _nncf(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def _pruning(recipe: Recipe) -> Iterator[tuple[str, str]]:
     prune = recipe.prune
-    given = [name for name in ("latency", "macs", "params", "bytes") if getattr(prune, name) is not None]
+    given = [name for name, _ in prune.budgets]
     if len(given) > 1:
         yield f"prune.{given[1]}", f"prune.{given[0]} is the budget already; leave one of them out"
     if not given:

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from edge_resnet.recipe.combinations import refuse_conflicts
 
 __all__ = [
+    "BUDGETS",
     "Calibration",
     "Distillation",
     "Evaluation",
@@ -26,6 +27,10 @@ __all__ = [
     "Sensitivity",
     "Train",
 ]
+
+
+BUDGETS = ("latency", "macs", "params", "bytes")
+"""What pruning can be limited by: the names of the section's keys."""
 
 
 class _Section(BaseModel):
@@ -130,8 +135,13 @@ class Prune(_Section):
     @property
     def budget(self) -> tuple[str, float] | None:
         """What is limited, and which part of it may be left."""
-        parts = {name: getattr(self, name) for name in ("latency", "macs", "params", "bytes")}
-        return next(((name, part) for name, part in parts.items() if part is not None), None)
+        return next(iter(self.budgets), None)
+
+    @property
+    def budgets(self) -> list[tuple[str, float]]:
+        """All that are given; a recipe with more than one is refused."""
+        parts = [(name, getattr(self, name)) for name in BUDGETS]
+        return [(name, part) for name, part in parts if part is not None]
 
 
 class FineTuning(Optimization):

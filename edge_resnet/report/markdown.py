@@ -125,8 +125,10 @@ def _devices(part: DevicePage) -> str:
     """Layers are in report.html."""
     parts = ["## Devices"]
     if part.answers:
-        head = ("target", "device", "runtime", "images", "top-1 (95 %)", "delta, points (paired 95 %)")
-        head += ("identical", "same top-1", "max LSB")
+        head: tuple[str, ...] = (
+            *("target", "device", "runtime", "images", "top-1 (95 %)", "delta, points (paired 95 %)"),
+            *("identical", "same top-1", "max LSB"),
+        )
         rows = [
             (
                 *(r.target, r.device, r.runtime, r.images, r.top1, r.delta),

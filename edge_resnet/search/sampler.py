@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from edge_resnet.recipe import BUDGETS
 from edge_resnet.recipe.ranges import Choices, Range
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ __all__ = ["distributions_of", "first_trials", "make_sampler"]
 
 Key = tuple[str, ...]
 
-_BUDGETS = ("latency", "macs", "params", "bytes")
 # Where along the budget's range the first trials lie: its ends, then between them.
 _SPREAD = (1.0, 0.0, 0.5, 0.25)
 # So many trials are drawn evenly before TPE begins to compare.
@@ -52,7 +52,7 @@ def first_trials(ranges: Sequence[Range]) -> list[dict[Key, Any]]:
     numbers go together. Choices take turns.
     """
     budgets = [
-        one.key for one in ranges if len(one.key) == 2 and one.key[0] == "prune" and one.key[1] in _BUDGETS
+        one.key for one in ranges if len(one.key) == 2 and one.key[0] == "prune" and one.key[1] in BUDGETS
     ]
     trials: list[dict[Key, Any]] = []
     for number, part in enumerate(_SPREAD):

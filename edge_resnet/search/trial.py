@@ -12,14 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edge_resnet.compression.calibrate import calibrate
-from edge_resnet.compression.quantize import quantize
+from edge_resnet.compression.plain import RANGE_IMAGES, in_integers
 from edge_resnet.errors import InputError
 from edge_resnet.files import check_writable
-from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.passes import lower_for_integers
 from edge_resnet.progress import Progress, SilentProgress, StageBar
 from edge_resnet.quantization_record import QuantizationRecord
 from edge_resnet.recipe import Recipe
@@ -30,6 +25,7 @@ from edge_resnet.search.held_out import with_held_out
 from edge_resnet.search.speed import Speed, measure_speed, measuring
 from edge_resnet.stage_cache import StageCache, stage_key
 from edge_resnet.stages.images import labelled_images
+from edge_resnet.stages.layer_latencies import layer_latencies, unmeasured_layers
 from edge_resnet.stages.pruning import prune_source
 from edge_resnet.stages.quantization import quantize_source
 from edge_resnet.stages.source import import_source, open_run, open_teacher
@@ -38,8 +34,6 @@ from edge_resnet.targets import TARGETS
 
 __all__ = ["Bench", "Measured", "Source"]
 
-# The size and the speed of a file do not depend on its ranges: few images will do.
-_RANGE_IMAGES = 8
 _LEAST_RUNS = 10
 _TARGET = TARGETS["tflite-int8"]
 
@@ -161,16 +155,11 @@ class Bench:
         )
 
     def _prune(self, run: Run) -> None:
-        settings = run.recipe.prune
-        if settings.latency is not None and run.quantized is None:
-            from edge_resnet.latency.table import latency_table, missing_entries
-
+        if run.quantized is None:
             assert run.original is not None
-            graph = lower_for_integers(run.original)
-            choice = settings.device, "litert", run.recipe.benchmark.threads, settings.multiple
-            if missing_entries(graph, *choice):
-                with measuring(), run.stage("measure layers"):
-                    latency_table(graph, *choice)
+            if unmeasured_layers(run, run.original):
+                with measuring():
+                    layer_latencies(run, run.original)
         recipe = run.recipe
         run.recipe = _without(recipe, "finetune")  # which follows on its own, once it is worth it
         prune_source(run)
@@ -205,13 +194,9 @@ class Bench:
         if not path.exists():
             run = self._run
             assert run.original is not None
-            _TARGET.write(run.quantized or self._in_integers(run.original), path, run.recipe.export)
+            graph = run.quantized or in_integers(run.original, [self._pixels[:RANGE_IMAGES]])
+            _TARGET.write(graph, path, run.recipe.export)
         return path
-
-    def _in_integers(self, graph: Graph) -> Graph:
-        lowered = lower_for_integers(graph)
-        pixels: np.ndarray = self._pixels[:_RANGE_IMAGES]
-        return quantize(lowered, calibrate(lowered, [pixels]))
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:

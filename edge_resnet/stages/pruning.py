@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edge_resnet.compression.calibrate import calibrate
-from edge_resnet.compression.quantize import quantize
+from edge_resnet.compression.plain import RANGE_IMAGES, in_integers
 from edge_resnet.errors import InputError
 from edge_resnet.export.tflite import tflite_bytes
 from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers
+from edge_resnet.progress import Advance
 from edge_resnet.pruning.costs import COSTS, Costs, LatencyCosts
 from edge_resnet.pruning.evidence import Sample, answers
 from edge_resnet.pruning.prune import Pruned, image_passes, prune
@@ -24,9 +27,12 @@ from edge_resnet.pruning_record import (
     PruningRecord,
     StageRecord,
 )
+from edge_resnet.quantization_record import TrainingRecord, training_record
 from edge_resnet.run import Run
 from edge_resnet.stage_cache import StageOutput, stage_key
 from edge_resnet.stages.images import labelled_images
+from edge_resnet.stages.kept import kept_stage
+from edge_resnet.stages.layer_latencies import layer_latencies
 from edge_resnet.stages.step_meter import measured_images
 from edge_resnet.stages.training import fine_tune
 
@@ -34,9 +40,6 @@ if TYPE_CHECKING:
     from edge_resnet.latency.table import LatencyTable
 
 __all__ = ["prune_source", "record_integers"]
-
-# The size and the speed of a file do not depend on its ranges: few images will do.
-_RANGE_IMAGES = 8
 
 
 def prune_source(run: Run) -> None:
@@ -50,9 +53,9 @@ def prune_source(run: Run) -> None:
             "them anew, after pruning"
         )
     assert run.floating is not None
-    original, table = run.floating, _latency_table(run, run.floating)
+    original, table = run.floating, layer_latencies(run, run.floating)
     pruned = _pruned(run, original, table)
-    run.unpruned, run.floating = _in_integers(run, original), pruned.graph
+    run.unpruned, run.floating = _small_integers(run, original), pruned.graph
     name, part = settings.budget
     run.pruning = PruningRecord(
         name, part, pruned.reached, settings.criterion, settings.multiple, pruned.layers, pruned.blocks
@@ -67,11 +70,11 @@ def prune_source(run: Run) -> None:
             table.predict(lower_for_integers(original)),
         )
     meter = _StageMeter(run, table)
-    meter.add("original", original)
-    meter.add("pruned", pruned.graph, _words(run.pruning))
+    meter.add("original", original, run.unpruned)
+    meter.add("pruned", pruned.graph, _small_integers(run, pruned.graph), _words(run.pruning))
     if run.recipe.finetune.epochs:
         run.floating = fine_tune(run, pruned.graph, run.recipe.finetune)
-        meter.add("finetune", run.floating)
+        meter.add_trained("finetune", run.floating)
 
 
 def record_integers(run: Run) -> None:
@@ -85,32 +88,10 @@ def record_integers(run: Run) -> None:
         ("qat", [step for step in run.record.steps if step.name == "qat"]),
     ):
         if steps:
+            step = steps[-1]
             record.stages.append(
-                StageRecord(
-                    name,
-                    True,
-                    steps[-1].top1,
-                    steps[-1].n,
-                    last.macs,
-                    last.params,
-                    last.bytes,
-                    last.predicted_ms,
-                    steps[-1].detail,
-                )
+                replace(last, name=name, integers=True, top1=step.top1, n=step.n, detail=step.detail)
             )
-
-
-def _latency_table(run: Run, graph: Graph) -> LatencyTable | None:
-    """The measured latencies of the graph's layers, where the budget is latency."""
-    settings = run.recipe.prune
-    if settings.latency is None:
-        return None
-    from edge_resnet.latency.table import latency_table, missing_entries
-
-    choice = settings.device, "litert", run.recipe.benchmark.threads, settings.multiple
-    lowered = lower_for_integers(graph)
-    with run.stage("measure layers", missing_entries(lowered, *choice)) as advance:
-        return latency_table(lowered, *choice, advance=advance)
 
 
 def _pruned(run: Run, graph: Graph, table: LatencyTable | None) -> Pruned:
@@ -126,34 +107,35 @@ def _pruned(run: Run, graph: Graph, table: LatencyTable | None) -> Pruned:
         table=None if table is None else table.digest,
         **run.images_identity(),
     )
-    kept = run.cache.get("prune", key)
     passes = image_passes(graph, settings)
-    with run.stage("prune", passes * min(settings.images, len(run.images.split("train")))) as advance:
-        if kept is not None:
-            pruned = _from_output(kept)
-        else:
-            sample = None
-            if passes:
-                pixels, labels = labelled_images(run, "train", settings.images)
-                sample = Sample(pixels, labels, np.zeros((0, 0), np.float32), finetune.precision, advance)
-                sample = sample.with_answers(answers(graph, sample))
 
-            def retrained(smaller: Graph, step: int) -> Graph:
-                epochs = finetune.model_copy(update={"epochs": settings.step_epochs})
-                return fine_tune(run, smaller, epochs, f"finetune-step{step}")
+    def retrained(smaller: Graph, step: int) -> Graph:
+        epochs = finetune.model_copy(update={"epochs": settings.step_epochs})
+        return fine_tune(run, smaller, epochs, f"finetune-step{step}")
 
-            pruned = prune(
-                graph,
-                settings,
-                lambda smaller: _costs(settings.budget, smaller, table),
-                sample,
-                run.recipe.seed,
-                retrained if retraining else lambda smaller, step: smaller,
-            )
-            run.cache.put("prune", key, _to_output(pruned))
-    if kept is not None:
-        run.mark_resumed()
-    return pruned
+    def make(advance: Advance) -> StageOutput:
+        sample, trained_before = None, len(run.record.training)
+        if passes:
+            pixels, labels = labelled_images(run, "train", settings.images)
+            sample = Sample(pixels, labels, np.zeros((0, 0), np.float32), finetune.precision, advance)
+            sample = sample.with_answers(answers(graph, sample))
+        pruned = prune(
+            graph,
+            settings,
+            lambda smaller: _costs(settings.budget, smaller, table),
+            sample,
+            run.recipe.seed,
+            retrained if retraining else lambda smaller, step: smaller,
+        )
+        # Taken out of the run again: below they come from the output, whoever made it.
+        trainings = run.record.training[trained_before:]
+        del run.record.training[trained_before:]
+        return _to_output(pruned, trainings)
+
+    total = passes * min(settings.images, len(run.images.split("train")))
+    output = kept_stage(run, "prune", key, "prune", total, make)
+    run.record.training += [training_record(values) for values in output.record["trainings"]]
+    return _from_output(output)
 
 
 def _costs(budget: tuple[str, float] | None, graph: Graph, table: LatencyTable | None) -> Costs:
@@ -163,8 +145,9 @@ def _costs(budget: tuple[str, float] | None, graph: Graph, table: LatencyTable |
     return COSTS[budget[0]](graph)
 
 
-def _to_output(pruned: Pruned) -> StageOutput:
+def _to_output(pruned: Pruned, trainings: Sequence[TrainingRecord]) -> StageOutput:
     record = {
+        "trainings": [asdict(training) for training in trainings],
         "reached": pruned.reached,
         "layers": [asdict(layer) for layer in pruned.layers],
         "blocks": [asdict(block) for block in pruned.blocks],
@@ -189,11 +172,9 @@ def _words(record: PruningRecord) -> str:
     return f"{blocks} of {len(record.blocks)} blocks gone, {narrowed} layers narrower"
 
 
-def _in_integers(run: Run, graph: Graph) -> Graph:
-    """The graph quantized at some ranges: as large and as fast as with the best ones."""
-    lowered = lower_for_integers(graph)
-    pixels, _ = labelled_images(run, "train", _RANGE_IMAGES)
-    return quantize(lowered, calibrate(lowered, [pixels]))
+def _small_integers(run: Run, graph: Graph) -> Graph:
+    """The graph in integers: as large and as fast as with the best ranges."""
+    return in_integers(graph, [labelled_images(run, "train", RANGE_IMAGES)[0]])
 
 
 class _StageMeter:
@@ -204,26 +185,34 @@ class _StageMeter:
         self._run, self._table = run, table
         self._count = measured_images(run.recipe.evaluate.step_images, run.original)
 
-    def add(self, name: str, graph: Graph, detail: str = "") -> None:
-        run, top1, count = self._run, None, 0
-        assert run.pruning is not None
-        with run.stage(f"measure {name}"):
-            if self._count:
-                pixels, labels = labelled_images(run, "val", self._count)
-                top1 = float((FloatExecutor(graph).run(pixels).argmax(1) == labels).mean())
-                count = len(labels)
-            size = len(tflite_bytes(_in_integers(run, graph)))
-        lowered = lower_for_integers(graph)
-        run.pruning.stages.append(
-            StageRecord(
-                name,
-                False,
-                top1,
-                count,
-                graph.macs,
-                graph.params,
-                size,
-                None if self._table is None else self._table.predict(lowered),
-                detail,
-            )
-        )
+    @cached_property
+    def _images(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        return labelled_images(self._run, "val", self._count)
+
+    def add(self, name: str, graph: Graph, integers: Graph, detail: str = "") -> None:
+        """Of a stage that made another architecture. `integers`: the graph at any ranges."""
+        predicted = None if self._table is None else self._table.predict(lower_for_integers(graph))
+        with self._run.stage(f"measure {name}"):
+            top1, count = self._top1(graph)
+            size = len(tflite_bytes(integers))
+        self._put(StageRecord(name, False, top1, count, graph.macs, graph.params, size, predicted, detail))
+
+    def add_trained(self, name: str, graph: Graph) -> None:
+        """Of a stage that only changed the weights of the one before."""
+        with self._run.stage(f"measure {name}"):
+            top1, count = self._top1(graph)
+        self._put(replace(self._record.stages[-1], name=name, top1=top1, n=count, detail=""))
+
+    @property
+    def _record(self) -> PruningRecord:
+        assert self._run.pruning is not None
+        return self._run.pruning
+
+    def _put(self, stage: StageRecord) -> None:
+        self._record.stages.append(stage)
+
+    def _top1(self, graph: Graph) -> tuple[float | None, int]:
+        if not self._count:
+            return None, 0
+        pixels, labels = self._images
+        return float((FloatExecutor(graph).run(pixels).argmax(1) == labels).mean()), len(labels)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from edge_resnet.compression.calibrate import calibrate
-from edge_resnet.compression.quantize import quantize
+from edge_resnet.compression.plain import in_integers
 from edge_resnet.errors import EdgeResnetError
 from edge_resnet.graph.graph import Graph
-from edge_resnet.graph.passes import dequantized, fold_normalization_std, lower_for_integers
+from edge_resnet.graph.passes import dequantized, fold_normalization_std
 from edge_resnet.recipe import Export
 from edge_resnet.targets import TARGETS
 from edge_resnet.verify.import_check import random_images
@@ -45,5 +44,4 @@ def refusals(graph: Graph) -> dict[str, str]:
 def _integers(graph: Graph) -> Graph:
     if graph.is_quantized:
         return graph
-    ready = lower_for_integers(graph)
-    return quantize(ready, calibrate(ready, [random_images(graph)]))
+    return in_integers(graph, [random_images(graph)])
