@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_resnet.benchmark import worker
 from edge_resnet.devices import measure, registry
 from edge_resnet.devices.device import Device, DeviceLostError, Job, Measurement, Request
 from edge_resnet.devices.local import LocalDevice
@@ -38,7 +39,9 @@ class Unreliable(LocalDevice):
 def devices(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def give(*found: Device) -> None:
         known = {device.uri: device for device in found}
-        monkeypatch.setattr("edge_resnet.cli.benchmark.open_devices", lambda uris: [known[u] for u in uris])
+        monkeypatch.setattr(
+            "edge_resnet.devices.benchmark.open_devices", lambda uris: [known[u] for u in uris]
+        )
 
     return give
 
@@ -169,3 +172,43 @@ def test_every_scheme_opens_its_example() -> None:
     for scheme in registry.SCHEMES.values():
         device = registry.open_device(scheme.example)
         assert device.uri == scheme.example
+
+
+def test_compress_measures_on_devices(edge_resnet: Command, tmp_path: Path) -> None:
+    settings = ("--set", "benchmark.runs=10", "--set", "calibration.images=64")
+    arguments = ("--target", "tflite-int8", "--target", "onnx-int8", *settings, "--out", tmp_path / "run")
+    assert edge_resnet("compress", "demo", *arguments, "--device", "locl")[0] == 2
+    assert not (tmp_path / "run").exists()
+    code, out, _ = edge_resnet("compress", "demo", *arguments, "--device", "local", "--json")
+    assert code == 0
+    for artifact in json.loads(out)["artifacts"]:
+        (entry,) = artifact["benchmarks"]
+        assert entry["latency_ms"]["p50"] > 0
+        assert entry["accuracy"]["top1"] == artifact["accuracy"]["top1"]
+
+
+@pytest.mark.parametrize(
+    ("files", "used"),
+    [
+        ({"powercap/intel-rapl:0/energy_uj": "5"}, (7.0, 9.0, 2.0)),
+        ({"powercap/intel-rapl:0/energy_uj": "5"}, (9.0, 7.0, None)),
+        ({"power/BAT0/power_now": "3000000", "power/BAT0/status": "Discharging"}, (None, None, 6e6)),
+        ({"power/BAT0/power_now": "3000000", "power/BAT0/status": "Charging"}, (None, None, None)),
+        ({}, (None, None, None)),
+    ],
+    ids=["RAPL", "RAPL began again", "battery", "charging", "nothing tells"],
+)
+def test_energy(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, str],
+    used: tuple[int | None, int | None, float | None],
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    monkeypatch.setattr(worker, "_RAPL", tmp_path / "powercap")
+    monkeypatch.setattr(worker, "_POWER", tmp_path / "power")
+    assert worker._energy_uj() == (5 if "RAPL" in str(files) or "rapl" in str(files) else None)
+    before, after, expected = used
+    assert worker._used_uj(before, after, 2.0) == expected

@@ -19,7 +19,7 @@ Cold start is loading the model and its first inference in a new process, after 
 file itself may be in the system's cache). `rss_before_bytes` is this process's memory just before that. A
 latency is one inference with its input copied in and its output copied out. The input is pseudo-random, the
 same in every process. The images of a file are raw RGB, uint8 [N, H, W, 3]. `energy_uj`: what the processor's
-packages used meanwhile, all processes together (Linux's RAPL).
+packages used meanwhile, all processes together (Linux's RAPL), else what the battery gave.
 """
 
 from __future__ import annotations
@@ -59,6 +59,12 @@ class Model(Protocol):
         ...
 
 
+def load(artifact: str, runtime: str, threads: int) -> tuple[str, Model]:
+    """The runtime's version, and the artifact loaded by it."""
+    version, loader = _RUNTIMES[runtime]()
+    return version, loader(artifact, threads)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("artifact")
@@ -93,11 +99,9 @@ def _obeyed(command: dict[str, Any], model: Model, runners: dict[int, Callable[[
     if batch not in runners:
         runners[batch] = model.runner(batch)
         runners[batch]()
-    before = _energy_uj()
+    before, begun = _energy_uj(), time.perf_counter()
     latencies = _timed(runners[batch], int(command["run"]))
-    after = _energy_uj()
-    # The counter starts again from 0 now and then: such a turn has no energy.
-    used = after - before if before is not None and after is not None and after >= before else None
+    used = _used_uj(before, _energy_uj(), time.perf_counter() - begun)
     return {"latency_ns": latencies, "energy_uj": used}
 
 
@@ -269,6 +273,19 @@ def _energy_uj() -> int | None:
     return sum(known) if known else None
 
 
+def _used_uj(before: int | None, after: int | None, seconds: float) -> float | None:
+    """By the counter, else by the power that a battery gives now; a battery that is charged tells nothing."""
+    if before is not None and after is not None:
+        # The counter starts again from 0 now and then: such a turn has no energy.
+        return after - before if after >= before else None
+    for battery in _POWER.glob("BAT*"):
+        with contextlib.suppress(OSError):
+            microwatts = _number(battery / "power_now")
+            if microwatts and (battery / "status").read_text().strip() == "Discharging":
+                return microwatts * seconds
+    return None
+
+
 def _conditions() -> dict[str, Any]:
     """What latencies depend on beside the program."""
     clocks = [_number(path) for path in sorted(_CORES.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))]
@@ -277,7 +294,10 @@ def _conditions() -> dict[str, Any]:
         load: float | None = os.getloadavg()[0] / (os.cpu_count() or 1)
     except OSError:
         load = None
-    states = [path.read_text().strip() for path in _POWER.glob("BAT*/status")]
+    states = []
+    for path in _POWER.glob("BAT*/status"):
+        with contextlib.suppress(OSError):
+            states.append(path.read_text().strip())
     return {
         "mhz": [kilohertz // 1000 for kilohertz in clocks if kilohertz is not None] or None,
         "load_per_core": load,

@@ -7,24 +7,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import JustifyMethod
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from edge_resnet.benchmark.result import BenchmarkSettings
 from edge_resnet.cli.console import ConsoleProgress, error_console
-from edge_resnet.devices.device import Job, Request
-from edge_resnet.devices.into_report import add_to_report, benchmarks_of
-from edge_resnet.devices.measure import Found, measure_all
-from edge_resnet.devices.registry import open_devices
-from edge_resnet.devices.run_artifacts import Images, MeasuredRun, artifacts_of, images_of
+from edge_resnet.devices.benchmark import Benchmarked, benchmark
 from edge_resnet.report.schema import Benchmark
 from edge_resnet.report.wording import NO_FIGURE, memory_words, milliseconds, percent, points, share
 
-__all__ = ["run"]
+__all__ = ["print_benchmarks", "run"]
 
-INTERRUPTED = 130
-LOST = 3
+_INTERRUPTED = 130
+_LOST = 3
 
 
 def run(
@@ -33,59 +29,39 @@ def run(
     data: str | None,
     images: int | None,
     threads: Sequence[int],
-    runs: int,
-    batch: int,
+    settings: BenchmarkSettings,
     as_json: bool,
 ) -> int:
     """Measure, put what was found into the runs' reports, and print one row for each artifact and device."""
-    opened = open_devices(devices)
-    jobs, owners = artifacts_of(paths)
-    distinct = list({id(owner): owner for owner in owners.values()}.values())
     console = error_console()
     progress = ConsoleProgress(console, quiet=as_json)
-    shown = None
-    if data is not None:
-        with progress.stage("read images"):
-            shown = images_of(distinct, jobs, data)
-    settings = BenchmarkSettings(runs=runs, batch=batch)
-    request = Request(settings, tuple(dict.fromkeys(threads)), None if shown is None else shown.pixels)
-    found = measure_all(opened, jobs, request, progress, images)
-    with progress.stage("judge"):
-        entries = _entries(found, jobs, owners, shown)
-    for owner in distinct:
-        mine = {Path(key).name: entries[key] for key, other in owners.items() if other is owner}
-        add_to_report(owner, mine)
+    found = benchmark(
+        paths, devices, data=data, images=images, threads=threads, settings=settings, progress=progress
+    )
     if as_json:
-        dumped = {key: [entry.model_dump(mode="json") for entry in rows] for key, rows in entries.items()}
-        print(json.dumps(dumped, indent=1))
-    else:
-        for table in _tables(entries):
+        rows = {key: [entry.model_dump(mode="json") for entry in row] for key, row in found.entries.items()}
+        print(json.dumps(rows, indent=1))
+    code = print_benchmarks(found, None if as_json else console)
+    if not as_json:
+        for report in found.reports:
+            print(report)
+    return code
+
+
+def print_benchmarks(found: Benchmarked, console: Console | None) -> int:
+    """Tables and notes on the console, and what went wrong on standard error; returns the exit code."""
+    if console is not None:
+        for table in _tables(found.entries):
             console.print(table)
-        for key, rows in entries.items():
+        for key, rows in found.entries.items():
             for line in dict.fromkeys(f"{entry.device}: {note}" for entry in rows for note in entry.notes):
                 console.print(f"{Path(key).name}: {line}", markup=False, highlight=False, soft_wrap=True)
-        for owner in distinct:
-            print(owner.directory / "report.html")
     for reason in found.lost:
         print(f"edge-resnet: {reason}", file=sys.stderr)
     if found.interrupted:
         print("edge-resnet: interrupted; what was found before is kept", file=sys.stderr)
-        return INTERRUPTED
-    return LOST if found.lost else 0
-
-
-def _entries(
-    found: Found, jobs: Sequence[Job], owners: Mapping[str, MeasuredRun], images: Images | None
-) -> dict[str, list[Benchmark]]:
-    return {
-        job.key: [
-            entry
-            for device, measurements in found.measurements.items()
-            if job.key in measurements
-            for entry in benchmarks_of(device, job.path, measurements[job.key], owners.get(job.key), images)
-        ]
-        for job in jobs
-    }
+        return _INTERRUPTED
+    return _LOST if found.lost else 0
 
 
 def _tables(entries: Mapping[str, Sequence[Benchmark]]) -> Iterator[Table]:

@@ -6,10 +6,15 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_resnet.cli.console import ConsoleProgress, error_console
 from edge_resnet.project import PROJECT_FILE, Project, load_project
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edge_resnet.pipeline import RunResult
 
 __all__ = ["run"]
 
@@ -32,12 +37,15 @@ def run(
     teacher: str | None,
     teacher_weights: Path | None,
     requantize: bool,
+    measured_on: Sequence[str],
     devices: int,
     as_json: bool,
 ) -> int:
-    """Returns the exit code: 1 when a verification failed."""
+    """Returns the exit code: 1 when a verification failed, 3 when a device of `measured_on` was lost."""
+    from edge_resnet.devices.registry import open_devices
     from edge_resnet.training import WorkerDone, is_worker
 
+    open_devices(measured_on)  # a wrong name: say so before any work
     console = error_console()
     progress = ConsoleProgress(console, quiet=as_json or is_worker())
     project = None
@@ -49,6 +57,7 @@ def run(
     if max_drop is not None:
         settings = _limited_drop(chosen, settings, max_drop)
     from edge_resnet.pipeline import compress
+    from edge_resnet.report.schema import load_report
     from edge_resnet.report.terminal import print_summary
 
     try:
@@ -70,16 +79,41 @@ def run(
         )
     except WorkerDone:
         return 0
+    code = 1 if result.failures else 0
+    if measured_on and not code:
+        code = _on_devices(result, measured_on, progress, None if as_json else console)
+    report = load_report(result.directory / "report.json")
     if as_json:
-        print(result.report.model_dump_json(indent=1))
+        print(report.model_dump_json(indent=1))
     else:
-        print_summary(result.report, console)
-        for artifact in result.report.artifacts:
+        print_summary(report, console)
+        for artifact in report.artifacts:
             print(result.directory / artifact.path)
         print(result.directory / "report.html")
     for failure in result.failures:
         print(f"edge-resnet: verification failed: {failure}", file=sys.stderr)
-    return 1 if result.failures else 0
+    return code
+
+
+def _on_devices(
+    result: RunResult, devices: Sequence[str], progress: ConsoleProgress, console: Console | None
+) -> int:
+    """Latency and accuracy on devices, with the run's own test images; returns the exit code."""
+    from edge_resnet.benchmark.result import BenchmarkSettings
+    from edge_resnet.cli.benchmark import print_benchmarks
+    from edge_resnet.devices.benchmark import benchmark
+    from edge_resnet.run_directory import read_record
+
+    recipe = result.report.recipe["benchmark"]
+    found = benchmark(
+        [result.directory / artifact.path for artifact in result.report.artifacts],
+        devices,
+        data=read_record(result.directory).data,
+        threads=(recipe["threads"],),
+        settings=BenchmarkSettings(runs=recipe["runs"] or BenchmarkSettings().runs),
+        progress=progress,
+    )
+    return print_benchmarks(found, console)
 
 
 def _limited_drop(

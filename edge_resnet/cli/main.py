@@ -38,6 +38,13 @@ OutputOption = Annotated[str | None, typer.Option(help="Which output, where a fi
 RequantizeOption = Annotated[
     bool, typer.Option("--requantize", help="Choose the integers of a quantized model anew.")
 ]
+DeviceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Where to measure: local, ssh://user@host, adb://SERIAL, qemu://cortex-a76, "
+        "vela://ethos-u55-128, qnn-htp://73, tflm://host, or a name from `edge-resnet devices` (repeatable)."
+    ),
+]
 INTERRUPTED = 130
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h: a defect of ours, not of the user's input
 
@@ -125,6 +132,7 @@ def compress(
     ] = None,
     output: OutputOption = None,
     requantize: RequantizeOption = False,
+    device: DeviceOption = None,
     devices: Annotated[
         int, typer.Option(min=1, help="Processes that train together on this machine (several: torchrun).")
     ] = 1,
@@ -152,6 +160,7 @@ def compress(
         teacher,
         teacher_weights,
         requantize,
+        device or [],
         devices,
         json_,
     )
@@ -230,14 +239,7 @@ def verify(
 @app.command()
 def benchmark(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifacts, or folders that hold some.")],
-    device: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where to measure: local, ssh://user@host, adb://SERIAL, qemu://cortex-a76, "
-            "vela://ethos-u55-128, qnn-htp://73, tflm://host, or a name from `edge-resnet devices` "
-            "(repeatable)."
-        ),
-    ] = None,
+    device: DeviceOption = None,
     data: Annotated[
         str | None,
         typer.Option(help="The run's data: accuracy on each device, and its delta against the baseline."),
@@ -256,10 +258,12 @@ def benchmark(
     json_: JsonOption = False,
 ) -> int:
     """Latency, memory, accuracy of artifacts on devices, each figure with its kind, into the run's report."""
+    from edge_resnet.benchmark.result import BenchmarkSettings
     from edge_resnet.cli.benchmark import run
+    from edge_resnet.devices.benchmark import ALL_THREADS
 
-    counts = [1, 2, 0] if threads is None else threads
-    return run(artifacts, device or ["local"], data, images, counts, runs, batch, json_)
+    settings = BenchmarkSettings(runs=runs, batch=batch)
+    return run(artifacts, device or ["local"], data, images, threads or ALL_THREADS, settings, json_)
 
 
 @app.command()
