@@ -23,8 +23,8 @@ ALL_THREADS = (1, 2, 0)
 
 @dataclass(frozen=True)
 class Benchmarked:
-    """`entries`: by the artifact's path. `reports`: what was written anew. `lost`: devices that have no or not
-    all results, and why; `interrupted`: Ctrl-C ended it.
+    """`entries`: by the artifact's path. `reports`: what was written anew. `lost`: devices without all
+    results, and why; `interrupted`: Ctrl-C ended it.
     """
 
     entries: Mapping[str, Sequence[Benchmark]]
