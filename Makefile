@@ -43,9 +43,9 @@ $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-# TensorFlow (0.6 GB) for the Keras frontend, NNCF for --quantizer nncf, and what torch's newer ONNX exporter needs.
+# TensorFlow (0.6 GB) for the Keras frontend, NNCF for --quantizer nncf, the NPUs' compilers, and what torch's newer ONNX exporter needs.
 $(VENV)/.test-all: $(VENV)/.test
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,keras,nncf]' onnxscript
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,keras,nncf,npu]' onnxscript
 	@touch $@
 
 clean:

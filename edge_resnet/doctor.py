@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -64,6 +64,9 @@ def examine() -> list[Check]:
             _package("torchvision", "torchvision:NAME models", extra=True),
             _package("timm", "timm:NAME models", extra=True),
             _package("nncf", "--quantizer nncf", extra=True),
+            _npu("ethos-u-vela", "--device vela://ethos-u55-128 and --target vela"),
+            _npu("onnxruntime-qnn", "--device qnn-htp://73 and --target qnn-context", linux_x86_only=True),
+            _npu("tflite-micro", "--device tflm://host", linux_x86_only=True),
             _cpu(),
             _saturation(),
             _memory(),
@@ -118,6 +121,15 @@ def _package(name: str, what: str, required: bool = False, extra: bool = False) 
     except PackageNotFoundError:
         fix = f'pip install "edge-resnet[{name}]"' if extra else f"pip install {name}"
         return Check(name, Status.MISSING, f"not installed; needed for {what}", fix, required)
+
+
+def _npu(name: str, what: str, linux_x86_only: bool = False) -> Check:
+    """A package of the extra `npu`."""
+    if linux_x86_only and (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        detail = f"exists for Linux x86-64 only; needed for {what}"
+        return Check(name, Status.MISSING, detail, "use a Linux x86-64 machine for this")
+    found = _package(name, what)
+    return replace(found, fix='pip install "edge-resnet[npu]"') if found.fix else found
 
 
 def _runtime(name: str, probe: str) -> Check:

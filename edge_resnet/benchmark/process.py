@@ -114,6 +114,11 @@ class WorkerProcess:
         values = np.frombuffer(base64.b64decode(answer["logits"]), np.float32)
         return values.reshape(answer["shape"])
 
+    def figures(self) -> tuple[dict[str, float | int], list[str]]:
+        """What only an emulator tells, and what it left to the CPU (devices/emulator_process.py)."""
+        answer = self._asked({"figures": True})
+        return answer["figures"], answer["left_out"]
+
     def conditions(self) -> dict[str, Any]:
         """Clock, load and temperature there."""
         found: dict[str, Any] = self._asked({"conditions": True})["conditions"]

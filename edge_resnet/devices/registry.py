@@ -33,6 +33,17 @@ SCHEMES = {
         Scheme("local", ("local", "open_local"), "local", "this machine", "measured"),
         Scheme("ssh", ("ssh", "open_ssh"), "ssh://user@host", "a Linux board reached by ssh", "measured"),
         Scheme("adb", ("adb", "open_adb"), "adb://SERIAL", "an Android phone: CPU, GPU and NPU", "measured"),
+        Scheme(
+            "qnn-htp", ("qnn", "open_qnn"), "qnn-htp://73", "Qualcomm's Hexagon NPU, emulated", "emulated"
+        ),
+        Scheme(
+            "vela",
+            ("vela", "open_vela"),
+            "vela://ethos-u55-128",
+            "Arm's Ethos-U NPUs, by their compiler",
+            "estimated",
+        ),
+        Scheme("tflm", ("tflm", "open_tflm"), "tflm://host", "TFLite Micro, on this machine", "emulated"),
     )
 }
 
