@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console, JustifyMethod
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -65,16 +65,16 @@ def print_benchmarks(found: Benchmarked, console: Console | None) -> int:
 
 
 def _tables(entries: Mapping[str, Sequence[Benchmark]]) -> Iterator[Table]:
-    """One for each artifact; report.html has every figure, these fit into a terminal."""
-    left = ("device", "runtime", "how")
-    headings = (*left, "thr", "p50", "p99", "memory", "top-1", "delta", "same")
+    """One for each artifact, for a terminal of 80 columns; report.html has every figure."""
     for key, rows in entries.items():
         table = Table(
             box=None, pad_edge=False, title=Path(key).name, title_justify="left", title_style="bold"
         )
-        for heading in headings:
-            side: JustifyMethod = "left" if heading in left else "right"
-            table.add_column(heading, justify=side, overflow="fold" if heading in left else "ellipsis")
+        table.add_column("device", overflow="fold")
+        table.add_column("runtime", overflow="fold")
+        table.add_column("how", no_wrap=True)
+        for heading in ("p50", "memory", "top-1", "delta", "same"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for entry in rows:
             # As Text: a name may hold brackets, which rich would take for its own markup.
             table.add_row(*map(Text, _cells(entry)))
@@ -83,17 +83,14 @@ def _tables(entries: Mapping[str, Sequence[Benchmark]]) -> Iterator[Table]:
 
 def _cells(entry: Benchmark) -> tuple[str, ...]:
     latency, accuracy, parity = entry.latency_ms, entry.accuracy, entry.parity
-    times = [NO_FIGURE] * 2
-    if latency is not None:
-        times = [NO_FIGURE if t is None else milliseconds(t) for t in (latency.p50, latency.p99)]
     delta = None if accuracy is None else accuracy.delta
+    memory = entry.peak_memory_bytes
     return (
-        entry.device,
-        entry.runtime,
+        entry.device if entry.threads == 1 else f"{entry.device}, {entry.threads} threads",
+        entry.runtime.partition("/")[0],
         entry.kind,
-        str(entry.threads),
-        *times,
-        NO_FIGURE if entry.peak_memory_bytes is None else memory_words(entry.peak_memory_bytes),
+        NO_FIGURE if latency is None else milliseconds(latency.p50),
+        NO_FIGURE if memory is None else memory_words(memory),
         NO_FIGURE if accuracy is None else percent(accuracy.top1),
         NO_FIGURE if delta is None else points(delta),
         NO_FIGURE if parity is None else share(parity.identical),
