@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_resnet.cpu import onnx_runtime_saturates, saturation_warning, this_cpu
+from edge_resnet.errors import MissingToolError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,6 +68,7 @@ def examine() -> list[Check]:
             _npu("ethos-u-vela", "--device vela://ethos-u55-128 and --target vela"),
             _npu("onnxruntime-qnn", "--device qnn-htp://73 and --target qnn-context", linux_x86_only=True),
             _npu("tflite-micro", "--device tflm://host", linux_x86_only=True),
+            *_phones(),
             _cpu(),
             _saturation(),
             _memory(),
@@ -170,6 +172,27 @@ def _coreml() -> Check:
         return Check("Core ML", Status.OK, f"coremltools {installed}, packages run on this Mac")
     detail = f"coremltools {installed}: packages are written here and evaluated (emulated), not run"
     return Check("Core ML", Status.WARN, detail, "run `edge-resnet verify DIR` on a Mac to see them running")
+
+
+def _phones() -> list[Check]:
+    """adb, and LiteRT's benchmark_model, which the user downloads."""
+    from edge_resnet.devices.adb_tools import BENCHMARK_MODEL, NIGHTLY, benchmark_model, find_adb
+
+    adb = find_adb()
+    install = "brew install android-platform-tools" if sys.platform == "darwin" else "apt-get install adb"
+    checks = [
+        Check("adb", Status.OK, f"{adb}, for --device adb://SERIAL")
+        if adb
+        else Check("adb", Status.MISSING, "not installed; needed for --device adb://SERIAL", install)
+    ]
+    try:
+        tool = benchmark_model()
+    except MissingToolError as error:
+        known = BENCHMARK_MODEL in os.environ
+        detail = str(error) if known else "not known; needed for --device adb://SERIAL"
+        fix = f"download {NIGHTLY} and set {BENCHMARK_MODEL} to its path"
+        return [*checks, Check("benchmark_model", Status.MISSING, detail, fix)]
+    return [*checks, Check("benchmark_model", Status.OK, f"{tool.path}, {tool.abi or 'a script'}")]
 
 
 def _cpu() -> Check:

@@ -43,18 +43,15 @@ class AdbDevice:
         self.home, self._inside, self._enter = home, inside or str(home), enter
         self.full = False  # no file can be written any more
         self.refuses = False  # never accepts the computer's key
+        self.features = "shell_v2,cmd,stat_v2"
         self.breaks: Callable[[str], bool] = lambda command: False
         self.commands: list[str] = []
         self._connections: list[_Connection] = []
         (home / "data/local/tmp").mkdir(parents=True, exist_ok=True)
         self.boot("first")
-        self._listener: socket.socket | None = None
         self.port = 0
         self.listen()
-
-    @property
-    def serial(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        self.serial = f"127.0.0.1:{self.port}"
 
     def boot(self, identity: str) -> None:
         (self.home / "boot_id").write_text(f"{identity}\n")
@@ -66,12 +63,10 @@ class AdbDevice:
 
     def vanish(self) -> None:
         """As if the cable was pulled: what runs there goes on running."""
-        if self._listener is not None:
-            # Wakes the thread that waits in accept, which would keep the port.
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
-            self._listener = None
+        # Wakes the thread that waits in accept, which would keep the port.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
         for connection in self._connections:
             connection.close()
         self._connections.clear()
@@ -90,9 +85,6 @@ class AdbDevice:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-
-    def path(self, name: str) -> Path:
-        return self.home / name.lstrip("/")
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -134,7 +126,7 @@ class _Connection:
                 self.send(b"AUTH", 1, 0, os.urandom(20))
                 return
             about = "ro.product.name=standin;ro.product.model=Stand_In;ro.product.device=standin;"
-            self.send(b"CNXN", _VERSION, _MOST, f"device::{about}features=shell_v2,cmd,stat_v2".encode())
+            self.send(b"CNXN", _VERSION, _MOST, f"device::{about}features={self.device.features}".encode())
         elif name == b"OPEN":
             stream = self._streams[first] = _Stream(self, first)
             self.send(b"OKAY", first, first)
@@ -188,7 +180,7 @@ class _Stream:
                 self._device.start(rest)
                 self._device.vanish()
                 return
-            self._shell(rest)
+            self._shell(rest, packets="v2" in kind)
         elif kind == "sync":
             with contextlib.suppress(EOFError):
                 self._sync()
@@ -211,7 +203,8 @@ class _Stream:
             del self._taken[:count]
         return data
 
-    def _shell(self, command: str) -> None:
+    def _shell(self, command: str, packets: bool) -> None:
+        """`packets`: as of Android 7. Before, a terminal's output, and no exit code."""
         child = self._device.start(command)
         writing = threading.Lock()
 
@@ -220,7 +213,8 @@ class _Stream:
             with pipe, contextlib.suppress(EOFError):
                 while data := pipe.read1(1 << 16):
                     with writing:
-                        self._write(struct.pack("<BI", kind, len(data)) + data)
+                        head = struct.pack("<BI", kind, len(data))
+                        self._write(head + data if packets else data.replace(b"\n", b"\r\n"))
 
         threads = [
             threading.Thread(target=forward, args=pair, daemon=True)
@@ -231,8 +225,9 @@ class _Stream:
         for thread in threads:
             thread.join()
         code = child.wait()
-        with contextlib.suppress(EOFError):
-            self._write(struct.pack("<BIB", _EXIT, 1, code & 255))
+        if packets:
+            with contextlib.suppress(EOFError):
+                self._write(struct.pack("<BIB", _EXIT, 1, code & 255))
 
     def _sync(self) -> None:
         while True:
@@ -241,13 +236,16 @@ class _Stream:
                 return
             path = self._read(length).decode()
             if name in (b"STAT", b"STA2", b"LST2"):
-                self._stat(name, self._device.path(path))
+                self._stat(name, self._path(path))
             elif name == b"SEND":
-                self._receive(self._device.path(path.rpartition(",")[0]))
+                self._receive(self._path(path.rpartition(",")[0]))
             elif name == b"RECV":
-                self._send(self._device.path(path))
+                self._send(self._path(path))
             else:
                 self._refuse(f"unknown command {name!r}")
+
+    def _path(self, name: str) -> Path:
+        return self._device.home / name.lstrip("/")
 
     def _stat(self, name: bytes, path: Path) -> None:
         try:
@@ -257,15 +255,13 @@ class _Stream:
         if name == b"STAT":
             values = (found.st_mode, found.st_size, int(found.st_mtime)) if found else (0, 0, 0)
             self._write(struct.pack("<4s3I", b"STAT", *values))
-            return
-        if found is None:
+        elif found is None:
             self._write(struct.pack("<4sIQQIIIIQqqq", name, 2, *[0] * 10))
-            return
-        times = (int(found.st_atime), int(found.st_mtime), int(found.st_ctime))
-        owner = (found.st_mode, found.st_nlink, found.st_uid, found.st_gid)
-        self._write(
-            struct.pack("<4sIQQIIIIQqqq", name, 0, found.st_dev, found.st_ino, *owner, found.st_size, *times)
-        )
+        else:
+            owner = (found.st_mode, found.st_nlink, found.st_uid, found.st_gid, found.st_size)
+            times = (int(found.st_atime), int(found.st_mtime), int(found.st_ctime))
+            numbers = (found.st_dev, found.st_ino, *owner, *times)
+            self._write(struct.pack("<4sIQQIIIIQqqq", name, 0, *numbers))
 
     def _receive(self, path: Path) -> None:
         data = bytearray()

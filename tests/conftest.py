@@ -17,6 +17,7 @@ from edge_resnet.devices.arm_root import arm_root_folder
 from edge_resnet.errors import MissingToolError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import simplify
+from tests.adb_phone import adb_server, phone, phone_jobs  # noqa: F401  # fixtures
 from tests.random_graphs import random_graph, random_pixels
 
 # The same examples in every run: a failure here can be repeated anywhere.

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,165 +10,20 @@ import numpy as np
 import pytest
 
 from edge_resnet.benchmark.result import BenchmarkSettings
-from edge_resnet.devices import adb_client
+from edge_resnet.devices import adb_client, adb_timing
 from edge_resnet.devices.adb import open_adb
-from edge_resnet.devices.adb_client import Adb, state_refusal
-from edge_resnet.devices.device import DeviceLostError, Job, Request
-from edge_resnet.errors import InputError, MissingToolError
-from edge_resnet.export.tflite import IoType, tflite_bytes
+from edge_resnet.devices.arm_root import PACKAGES
+from edge_resnet.devices.device import Job, Request
 from edge_resnet.graph.graph import Graph
 from edge_resnet.runners.litert import LiteRTRunner
-from tests import benchmark_model_script
-from tests.adb_device import AdbDevice, Enter, local_shell
+from tests.adb_device import AdbDevice
+from tests.adb_phone import QUICK, left_there, measure, phone_home, tool_text, use_tool
 from tests.random_graphs import random_pixels
 
-QUICK = BenchmarkSettings(runs=3, block=3, settle=1, warmup_blocks=1, timeout=60)
-FOLDER = "data/local/tmp/edge-resnet"
 
-
-@pytest.fixture(scope="module")
-def adb_server() -> Iterator[Callable[..., str]]:
-    """A server of its own: the user's phones and server are left alone."""
-    if shutil.which("adb") is None:
-        pytest.skip("adb is not installed: apt-get install adb")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-
-    def adb(*arguments: str) -> str:
-        done = subprocess.run(["adb", *arguments], capture_output=True, text=True, timeout=60)
-        return done.stdout + done.stderr
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
-        patch.setattr(adb_client, "_BACK_WITHIN", 1.0)
-        yield adb
-        adb("kill-server")
-
-
-def tool_text(python: str, **falls: Any) -> str:
-    source = (
-        Path(benchmark_model_script.__file__).read_text().replace("FALLS: dict = {}", f"FALLS = {falls!r}")
-    )
-    return f"#!/bin/sh\nexec {python} - \"$@\" <<'PROGRAM'\n{source}\nPROGRAM\n"
-
-
-DUMPSYS = """#!/bin/sh
-case $1 in
-thermalservice) cat <<END
-IsStatusOverride: false
-Thermal Status: $(cat {home}/thermal_status)
-Cached temperatures:
-\tTemperature{{mValue=99.0, mType=0, mName=CPU, mStatus=0}}
-HAL Ready: true
-Current temperatures from HAL:
-\tTemperature{{mValue=41.5, mType=0, mName=CPU0, mStatus=0}}
-\tTemperature{{mValue=57.9, mType=0, mName=CPU1, mStatus=0}}
-\tTemperature{{mValue=34.351, mType=3, mName=SKIN, mStatus=0}}
-Current cooling devices from HAL:
-\tCoolingDevice{{mValue=0, mType=2, mName=fan}}
-END
-;;
-battery) cat <<END
-Current Battery Service state:
-  AC powered: false
-  USB powered: true
-  status: 2
-  level: 85
-  temperature: 284
-END
-;;
-esac
-"""
-GETPROP = """#!/bin/sh
-case $1 in
-ro.product.manufacturer) echo Samsung;;
-ro.product.model) echo SM-S921B;;
-ro.build.version.release) echo 15;;
-ro.build.version.sdk) echo 35;;
-ro.soc.manufacturer) echo Qualcomm;;
-ro.soc.model) echo SM8650;;
-ro.product.cpu.abilist) echo arm64-v8a;;
-esac
-"""
-
-
-def phone_home(home: Path, inside: str) -> None:
-    """A phone's commands and sysfs."""
-    (home / "bin").mkdir(parents=True)
-    for name, text in (("dumpsys", DUMPSYS.format(home=inside)), ("getprop", GETPROP)):
-        (home / "bin" / name).write_text(text)
-        (home / "bin" / name).chmod(0o755)
-    (home / "thermal_status").write_text("0\n")
-    for core in range(4):
-        folder = home / f"sys/devices/system/cpu/cpu{core}/cpufreq"
-        folder.mkdir(parents=True)
-        (folder / "scaling_cur_freq").write_text("2000000\n")
-        (folder / "scaling_max_freq").write_text("3000000\n")
-
-
-@pytest.fixture
-def phone(
-    adb_server: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[AdbDevice]:
-    """Attached, ready, and its commands run by this machine's shell."""
-    home = tmp_path / "phone"
-    phone_home(home, str(home))
-    device = AdbDevice(home)
-    tool = tmp_path / "benchmark_model"
-    tool.write_text(tool_text(sys.executable))
-    monkeypatch.setenv("EDGE_RESNET_BENCHMARK_MODEL", str(tool))
-    assert "connected to" in adb_server("connect", device.serial)
-    yield device
-    device.vanish()
-    adb_server("disconnect", device.serial)
-    # Whatever a test started there must have been ended by us.
-    left = [pid for pid in _processes() if str(home / FOLDER) in _command_line(pid)]
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == []
-
-
-def _processes() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def left_there(phone: AdbDevice) -> list[str]:
-    """Of our folder on the phone, without the programs that are kept."""
-    folder = phone.home / FOLDER
-    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != "tools" and
-            path.parent.name != "tools" and path.name != "benchmark_model"]  # fmt: skip
-
-
-def use_tool(monkeypatch: pytest.MonkeyPatch, folder: Path, **falls: Any) -> None:
-    path = folder / "benchmark_model"
-    path.write_text(tool_text(sys.executable, **falls))
-    monkeypatch.setenv("EDGE_RESNET_BENCHMARK_MODEL", str(path))
-
-
-@pytest.fixture
-def artifacts(tmp_path: Path, small_quantized: Graph) -> list[Job]:
-    jobs = []
-    for io in (IoType.UINT8, IoType.INT8, IoType.FLOAT32):
-        path = tmp_path / f"{io}.tflite"
-        path.write_bytes(tflite_bytes(small_quantized, io))
-        jobs.append(Job(str(io), path))
-    return jobs
-
-
-def measure(uri: str, jobs: list[Job], request: Request | None = None) -> dict[str, Any]:
-    return open_adb(uri).measure(jobs, request or Request(QUICK), lambda steps: None)
-
-
-def test_a_phone_is_measured(phone: AdbDevice, artifacts: list[Job], tmp_path: Path) -> None:
+def test_a_phone_is_measured(phone: AdbDevice, phone_jobs: list[Job], tmp_path: Path) -> None:
     onnx = Job("onnx", tmp_path / "x.onnx")
-    jobs, steps = [artifacts[0], onnx], []
+    jobs, steps = [phone_jobs[0], onnx], []
     device = open_adb(f"adb://{phone.serial}")
     request = Request(QUICK, (1, 2))
     found = device.measure(jobs, request, steps.append)
@@ -213,7 +60,7 @@ def turns(phone: AdbDevice) -> str:
 
 
 def test_artifacts_take_turns_and_are_copied_once(
-    phone: AdbDevice, artifacts: list[Job], monkeypatch: pytest.MonkeyPatch
+    phone: AdbDevice, phone_jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = BenchmarkSettings(runs=4, block=2, settle=1, warmup_blocks=1)
     pushed: list[str] = []
@@ -225,21 +72,161 @@ def test_artifacts_take_turns_and_are_copied_once(
 
     monkeypatch.setattr(adb_client.Phone, "push", counted)
     uri = f"adb://{phone.serial}/cpu"
-    found = measure(uri, artifacts[:2], Request(settings))
+    found = measure(uri, phone_jobs[:2], Request(settings))
     assert turns(phone) == "AB" + "ABAB"  # the first two are the warm-up
-    assert pushed == ["benchmark_model", artifacts[0].path.name, artifacts[1].path.name]
-    assert all(len(found[job.key].benchmarks) == 1 for job in artifacts[:2])
+    assert pushed == ["benchmark_model", phone_jobs[0].path.name, phone_jobs[1].path.name]
+    assert all(len(found[job.key].benchmarks) == 1 for job in phone_jobs[:2])
     pushed.clear()
-    measure(uri, artifacts[:1], Request(QUICK))
-    assert pushed == [artifacts[0].path.name]
+    measure(uri, phone_jobs[:1], Request(QUICK))
+    assert pushed == [phone_jobs[0].path.name]
 
 
-def test_answers_are_those_of_litert(phone: AdbDevice, artifacts: list[Job], small_quantized: Graph) -> None:
-    pixels = random_pixels(small_quantized, 5)
-    found = measure(f"adb://{phone.serial}/cpu", artifacts, Request(QUICK, (), pixels))
-    for job in artifacts:
+def test_answers_are_those_of_litert(phone: AdbDevice, phone_jobs: list[Job], small_quantized: Graph) -> None:
+    pixels = random_pixels(small_quantized, 3)
+    found = measure(f"adb://{phone.serial}/cpu", phone_jobs, Request(QUICK, (), pixels))
+    for job in phone_jobs:
         answers = found[job.key].answers
         assert answers is not None
         assert (answers.kind, answers.runtime) == ("measured", "LiteRT/XNNPACK")
         np.testing.assert_array_equal(answers.logits, LiteRTRunner(job.path, threads=1).logits(pixels))
     assert left_there(phone) == []
+
+
+@pytest.mark.slow
+def test_in_the_arm_root(
+    adb_server: Callable[..., str],
+    arm_root: Path,
+    phone_jobs: list[Job],
+    small_quantized: Graph,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same with ARM64's shell, tools, Python and LiteRT: it answers there what it answers here."""
+    from edge_resnet.devices.arm_root import arm_shell
+
+    home = tmp_path / "arm-phone"
+    phone_home(home, "/root")
+
+    def enter(command: str, environment: Mapping[str, str]) -> list[str]:
+        variables = {"PYTHONPATH": PACKAGES, "OMP_NUM_THREADS": "1", **environment}
+        return arm_shell(arm_root, "cortex-a76", command, variables, home)
+
+    phone = AdbDevice(home, "/root", enter)
+    tool = tmp_path / "benchmark_model"
+    tool.write_text(tool_text("python3"))
+    monkeypatch.setenv("EDGE_RESNET_BENCHMARK_MODEL", str(tool))
+    adb_server("connect", phone.serial)
+    pixels = random_pixels(small_quantized, 2)
+    settings = BenchmarkSettings(runs=2, block=2, settle=1, warmup_blocks=1)
+    try:
+        job = phone_jobs[0]
+        found = measure(f"adb://{phone.serial}/cpu", [job], Request(settings, (1,), pixels))[job.key]
+        assert left_there(phone) == []
+    finally:
+        phone.vanish()
+        adb_server("disconnect", phone.serial)
+    result = found.benchmarks[0]
+    assert (result.runtime, result.runs) == ("LiteRT/XNNPACK", 2), result.notes
+    assert result.latency_ms is not None
+    assert found.answers is not None, result.notes
+    np.testing.assert_array_equal(found.answers.logits, LiteRTRunner(job.path, threads=1).logits(pixels))
+
+
+def test_what_a_delegate_left_is_said(
+    phone: AdbDevice,
+    phone_jobs: list[Job],
+    small_quantized: Graph,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_tool(monkeypatch, tmp_path, GPU="some", NNAPI="none", new=False)
+    library = tmp_path / "vendor" / "libVendorDelegate.so"
+    library.parent.mkdir()
+    library.write_bytes(b"a library")
+    (library.parent / "libSkel.so").write_bytes(b"another")
+    monkeypatch.setenv("EDGE_RESNET_EXTERNAL_DELEGATE", str(library.parent))
+    monkeypatch.setenv("EDGE_RESNET_EXTERNAL_DELEGATE_OPTIONS", "backend_type:htp;log_level:1")
+    uri = f"adb://{phone.serial}/gpu,npu,external"
+    pixels = random_pixels(small_quantized, 1)
+    found = measure(uri, phone_jobs[:1], Request(QUICK, (1,), pixels))["uint8"]
+    gpu, npu, vendor = found.benchmarks
+    assert gpu.runtime == "LiteRT/GPU + XNNPACK"
+    assert "partly on the CPU: the GPU took 12 of 20 operators in 3 pieces" in gpu.notes[1]
+    assert npu.runtime == "LiteRT/XNNPACK"
+    assert "fell back to the CPU: the NPU (by NNAPI) was asked for and took no operator" in npu.notes[1]
+    assert vendor.runtime == "LiteRT/libVendorDelegate.so"
+    assert found.answers is not None
+    assert found.answers.runtime == "LiteRT/GPU + XNNPACK"  # the first that was named answers
+    started = [command for command in phone.commands if "--external_delegate_path" in command]
+    folder = started[0].partition("--external_delegate_path=")[2].partition("/libVendorDelegate.so")[0]
+    assert f"LD_LIBRARY_PATH={folder} ADSP_LIBRARY_PATH={folder} " in started[0]
+    assert "backend_type:htp;log_level:1" in started[0]
+    assert (phone.home / folder.lstrip("/") / "libSkel.so").read_bytes() == b"another"
+
+
+def test_where_starting_takes_long_averages_are_said_to_be_averages(
+    phone: AdbDevice, phone_jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adb_timing, "_MOST_STARTING", 0.0)
+    settings = BenchmarkSettings(runs=8, block=4, settle=1, warmup_blocks=1)
+    (result,) = measure(f"adb://{phone.serial}/cpu", phone_jobs[:1], Request(settings))["uint8"].benchmarks
+    assert result.runs == 8
+    assert "of the averages of 2 processes with 4 runs each, not of single inferences" in result.notes[1]
+
+
+def test_throttling_is_noted(
+    phone: AdbDevice, phone_jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hot(command: str) -> bool:
+        if "--warmup_min_secs=0.2" in command:
+            (phone.home / "thermal_status").write_text("3\n")
+        return False
+
+    phone.breaks = hot
+    (result,) = measure(f"adb://{phone.serial}/cpu", phone_jobs[:1])["uint8"].benchmarks
+    assert "throttled: the thermal status rose from none to severe" in result.notes
+    assert result.conditions["after"]["thermal_status"] == 3
+
+
+def test_an_artifact_that_fails_does_not_stop_the_others(
+    phone: AdbDevice, phone_jobs: list[Job], tmp_path: Path, small_quantized: Graph
+) -> None:
+    broken = tmp_path / "broken.tflite"
+    broken.write_bytes(b"\x1c\0\0\0TFL3" + b"rubbish" * 9)
+    steps: list[int] = []
+    device = open_adb(f"adb://{phone.serial}/cpu")
+    jobs = [Job("broken", broken), phone_jobs[0]]
+    request = Request(QUICK, (1,), random_pixels(small_quantized, 2))
+    found = device.measure(jobs, request, steps.append)
+    assert sum(steps) == device.steps(jobs, request)
+    assert found["broken"].answers is None
+    timed, answered = found["broken"].benchmarks
+    assert timed.latency_ms is None
+    assert "broken.tflite: benchmark_model measured nothing" in timed.notes[0]
+    assert "only 0 of 2 images" in answered.notes[0]
+    assert found["uint8"].benchmarks[0].latency_ms is not None
+    assert found["uint8"].answers is not None
+
+
+@pytest.mark.parametrize(
+    ("falls", "words"),
+    [
+        ({"hangs": True}, "no answer within 2 s"),
+        ({"crashes": True}, "ended by SIGABRT"),
+        ({"unknown": "output_filepath warmup_min_secs"}, "does not know --warmup_min_secs"),
+    ],
+)
+def test_a_tool_that_does_not_do_as_asked(
+    phone: AdbDevice,
+    phone_jobs: list[Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    falls: dict[str, Any],
+    words: str,
+) -> None:
+    use_tool(monkeypatch, tmp_path, **falls)
+    settings = BenchmarkSettings(runs=3, block=3, timeout=2 if "hangs" in falls else 60)
+    (result,) = measure(f"adb://{phone.serial}/cpu", phone_jobs[:1], Request(settings))["uint8"].benchmarks
+    assert result.latency_ms is None
+    assert words in result.notes[0]
+    assert left_there(phone) == []  # and nothing runs any more: see the fixture

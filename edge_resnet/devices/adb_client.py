@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_resnet.devices.adb_tools import find_adb
 from edge_resnet.devices.device import DeviceLostError
 from edge_resnet.errors import MissingToolError
 
-__all__ = ["Adb", "Attached", "Phone", "TimedOutError", "find_adb", "state_refusal"]
+__all__ = ["Adb", "Attached", "Phone", "TimedOutError", "state_refusal"]
 
 _READY = "device"
 # Where adb says what it knows by itself, in seconds. Its server, which it starts, may take some.
@@ -25,6 +24,8 @@ _BACK_WITHIN = 6.0
 # Shells of old Androids do not pass exit codes on, and a lost connection looks like an end: this line ends a
 # command that did end.
 _END = "edge-resnet-end"
+_SETTLING = 5.0
+_PASSING = ("authorizing", "connecting")
 _FIELDS = ("usb:", "product:", "model:", "device:", "transport_id:")
 _STATES = {
     "unauthorized": "it has not allowed this computer yet: unlock it and tap Allow at `Allow USB debugging?`",
@@ -51,15 +52,6 @@ class Attached:
     serial: str
     state: str
     description: str
-
-
-def find_adb() -> str | None:
-    """In the path, else in the Android SDK that the environment names."""
-    found = shutil.which("adb")
-    for variable in ("ANDROID_HOME", "ANDROID_SDK_ROOT"):
-        if found is None and os.environ.get(variable):
-            found = shutil.which("adb", path=str(Path(os.environ[variable]) / "platform-tools"))
-    return found
 
 
 class Adb:
@@ -103,7 +95,7 @@ class Adb:
 
         Raises DeviceLostError that names the phones that there are.
         """
-        found = self.devices()
+        found = self._settled()
         if not serial:
             if not found:
                 raise DeviceLostError(
@@ -127,6 +119,15 @@ class Adb:
             raise DeviceLostError(f"{uri}: {refusal}")
         return serial
 
+    def _settled(self) -> list[Attached]:
+        """A phone that was just plugged in, or found by a server that was just started, needs a moment."""
+        deadline = time.monotonic() + _SETTLING
+        while True:
+            found = self.devices()
+            if not any(phone.state in _PASSING for phone in found) or time.monotonic() > deadline:
+                return found
+            time.sleep(0.2)
+
 
 def state_refusal(state: str) -> str | None:
     """Why a phone in this state cannot be used, and what to do."""
@@ -146,7 +147,7 @@ class Phone:
     def shell(self, script: str, timeout: float) -> tuple[int, str]:
         """Exit code, and what it printed, errors among it. Raises TimedOutError."""
         wrapped = f"( {script}\n) 2>&1; echo {_END} $?"
-        done = self._adb.run(["-s", self.serial, "shell", "-T", wrapped], timeout)
+        done = self._adb.run(["-s", self.serial, "shell", wrapped], timeout)
         text, found, code = done.stdout.replace("\r\n", "\n").rpartition(_END)
         if not found or not code.strip().isdigit():
             raise DeviceLostError(self.gone() or self._odd(done))
@@ -199,9 +200,7 @@ class Phone:
 
     def _boot_id(self) -> str | None:
         """A new one at every start of the phone. Raises DeviceLostError at first, later None."""
-        done = self._adb.run(
-            ["-s", self.serial, "shell", "-T", "cat /proc/sys/kernel/random/boot_id"], _ASKING
-        )
+        done = self._adb.run(["-s", self.serial, "shell", "cat /proc/sys/kernel/random/boot_id"], _ASKING)
         if done.returncode != 0 and self._boot is None:
             raise DeviceLostError(self._odd(done))
         return done.stdout.strip() or None

@@ -202,7 +202,7 @@ class TimedOnPhone:
                 *cold.notes(delegate),
                 self._percentiles(artifact),
                 *heat_notes(before, after, conditions["mhz_after_turns"]),
-                # Android's load average counts threads that wait for hardware: not even an idle phone's is low.
+                # Android's load average counts threads that wait for hardware: no idle phone's is low.
                 *noise(summary, threads if delegate.on_cpu else 1, facts.cores, {}),
             ],
         )

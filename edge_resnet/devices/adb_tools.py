@@ -1,8 +1,9 @@
-"""What the user brings for a phone: LiteRT's benchmark_model, and a vendor's delegate."""
+"""What the user brings for a phone: adb, LiteRT's benchmark_model, and a vendor's delegate."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = [
     "benchmark_model",
     "check_architecture",
     "delegate_files",
+    "find_adb",
 ]
 
 BENCHMARK_MODEL = "EDGE_RESNET_BENCHMARK_MODEL"
@@ -40,6 +42,15 @@ class BenchmarkModel:
 
     path: Path
     abi: str | None
+
+
+def find_adb() -> str | None:
+    """In the path, else in the Android SDK that the environment names."""
+    found = shutil.which("adb")
+    for variable in ("ANDROID_HOME", "ANDROID_SDK_ROOT"):
+        if found is None and os.environ.get(variable):
+            found = shutil.which("adb", path=str(Path(os.environ[variable]) / "platform-tools"))
+    return found
 
 
 def benchmark_model() -> BenchmarkModel:

@@ -173,7 +173,7 @@ class Report:
         nodes = "" if self.delegated is None else f"{self.delegated} of {self.nodes or 'its'} operators"
         known = f"; NNAPI knows [{self.accelerators}]" if self.accelerators else ""
         if self.share == "none":
-            reason = f": {self.warnings[0]}" if self.warnings else ""
+            reason = f": {self.warnings[0].rstrip('.')}" if self.warnings else ""
             return [
                 f"fell back to the CPU: the {asked.unit} was asked for and took no operator{reason}; "
                 f"what was timed is the CPU{known}"
