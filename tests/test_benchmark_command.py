@@ -79,6 +79,17 @@ def test_accuracy_and_latency_of_a_run_go_into_its_report(edge_resnet: Command, 
     assert "## Devices" in (demo_run / "report.md").read_text()
 
 
+def test_answers_stay_when_only_the_time_is_taken_again(edge_resnet: Command, demo_run: Path) -> None:
+    arguments = ("--device", "local", "--threads", 1, *RUNS)
+    assert edge_resnet("benchmark", demo_run, *arguments, "--data", "demo", "--images", 20)[0] == 0
+    before = load_report(demo_run / "report.json").artifacts[0].benchmarks[0]
+    assert edge_resnet("benchmark", demo_run, *arguments)[0] == 0
+    (after,) = load_report(demo_run / "report.json").artifacts[0].benchmarks
+    assert after.latency_ms != before.latency_ms
+    assert after.accuracy is not None
+    assert (after.accuracy, after.parity, after.accuracy.n) == (before.accuracy, before.parity, 20)
+
+
 def test_measuring_again_replaces_and_leaves_other_devices(
     edge_resnet: Command, demo_run: Path, devices: Callable[..., None]
 ) -> None:

@@ -51,8 +51,13 @@ def add_to_report(run: MeasuredRun, entries: Mapping[str, list[schema.Benchmark]
     """
     for artifact in run.report.artifacts:
         new = entries.get(artifact.path, [])
-        replaced = {_identity(entry) for entry in new}
-        kept = [entry for entry in artifact.benchmarks if _identity(entry) not in replaced]
+        before = {_identity(entry): entry for entry in artifact.benchmarks}
+        for entry in new:
+            old = before.pop(_identity(entry), None)
+            if old is not None and entry.accuracy is None:
+                # Measured without images this time: what the same file answered there still holds.
+                entry.accuracy, entry.parity = old.accuracy, old.parity
+        kept = list(before.values())
         artifact.benchmarks = [*kept, *new]
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=run.directory))
     try:
