@@ -33,6 +33,7 @@ SCHEMES = {
         Scheme("local", ("local", "open_local"), "local", "this machine", "measured"),
         Scheme("ssh", ("ssh", "open_ssh"), "ssh://user@host", "a Linux board reached by ssh", "measured"),
         Scheme("adb", ("adb", "open_adb"), "adb://SERIAL", "an Android phone: CPU, GPU and NPU", "measured"),
+        Scheme("qemu", ("qemu", "open_qemu"), "qemu://cortex-a76", "an emulated ARM or x86 CPU", "emulated"),
         Scheme(
             "qnn-htp", ("qnn", "open_qnn"), "qnn-htp://73", "Qualcomm's Hexagon NPU, emulated", "emulated"
         ),
