@@ -192,7 +192,7 @@ class _Hexagon:
             self._session = self._compiled(model.SerializeToString(), None if compiled else context)
         except Exception as error:
             if not compiled and all(node.op_type != "QuantizeLinear" for node in model.graph.node):
-                raise ValueError(f"a float model, which is not compiled for integers: {error}") from error
+                raise ValueError(f"a float model, which the compiler refuses: {error}") from error
             raise
         seconds = time.perf_counter() - begun
         nodes = [

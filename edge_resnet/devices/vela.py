@@ -139,10 +139,18 @@ def open_vela(uri: str) -> VelaDevice:
         for what, name in {"accelerator": accelerator, **given}.items():
             if what in known and name not in known[what]:
                 raise InputError(f"--device {uri}: no such {what}; Vela has {', '.join(known[what])}")
+        _check_family(uri, accelerator, given.get("system", ""))
     elif not _FORM.fullmatch(accelerator):
         raise InputError(f"--device {uri}: no such accelerator; write vela://ethos-u55-128, for example")
     board = Board(accelerator, given.get("system", ""), given.get("memory", ""), sram)
     return VelaDevice(uri, board, sram)
+
+
+def _check_family(uri: str, accelerator: str, system: str) -> None:
+    """Vela compiles for an Ethos-U55 at the clock and with the DRAM of an Ethos-U65's board, if told to."""
+    family = re.match(r"Ethos_(U\d+)_", system)
+    if family is not None and family[1].lower() != accelerator.split("-")[1]:
+        raise InputError(f"--device {uri}: {system} is a board with an Ethos-{family[1]}")
 
 
 def _bytes(uri: str, text: str) -> int:
