@@ -1,10 +1,11 @@
 #!/bin/sh
 # Chromium, for the test that looks at report.html as a reader would, and qemu-user, for the one that runs ONNX
-# Runtime on an older CPU; adb, for phones. Without them those tests are skipped.
+# Runtime on an older CPU; adb, for phones; sshd, for boards (on loopback, with keys of its own). Without them those tests are skipped.
 missing=""
 command -v chromium >/dev/null || missing="chromium"
 command -v qemu-x86_64-static >/dev/null || command -v qemu-x86_64 >/dev/null || missing="$missing qemu-user-static"
 command -v adb >/dev/null || missing="$missing adb"
+command -v sshd >/dev/null || [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
 [ -z "$missing" ] && exit 0
 [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "no way to install here:" $missing; exit 0; }
 apt-get update -qq

@@ -1,7 +1,7 @@
 """What serves us on a board: a program that runs there and needs the standard library alone (Python 3.9).
 
-    board.py serve FOLDER SESSION             for as long as the connection stands
-    board.py work SESSION WORKER.py ARGUMENTS one worker, which ends when nobody is left to ask it
+    board.py serve FOLDER SESSION PYTHON       for as long as the connection stands
+    board.py work SESSION WORKER.py ARGUMENTS  one worker, which ends when nobody is left to ask it
 
 `serve` greets with a JSON line of what the machine is, then answers JSON lines with JSON lines:
 
@@ -19,6 +19,7 @@ all that still runs. An empty line now and then lets the board find out that its
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -52,7 +53,7 @@ def main() -> None:
     # ONNX Runtime reports on its use, from a database in the user's cache folder: nobody asked for that here.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     if sys.argv[1] == "serve":
-        Server(Path(sys.argv[2]).expanduser(), sys.argv[3]).serve()
+        Server(Path(sys.argv[2]).expanduser(), *sys.argv[3:]).serve()
     else:
         _work(sys.argv[3:])
 
@@ -78,10 +79,12 @@ def _when_gone(act: Any, beat: Any = lambda: None) -> None:
 
 
 class Server:
-    """`folder`: ours. `session`: a name that no other session has."""
+    """`folder`: ours. `session`: a name that no other session has. `python`: what the shell called to get
+    here, which need not be sys.executable where a script starts it.
+    """
 
-    def __init__(self, folder: Path, session: str) -> None:
-        self._folder, self._session = folder, session
+    def __init__(self, folder: Path, session: str, python: str) -> None:
+        self._folder, self._session, self._python = folder, session, python
         self._own = folder / "sessions" / session
         self._child: subprocess.Popen[bytes] | None = None
         self._writing, self._ending = threading.Lock(), threading.RLock()
@@ -94,6 +97,9 @@ class Server:
         try:
             for folder in (self._own, self._folder / "files", self._folder / "environments"):
                 folder.mkdir(parents=True, exist_ok=True)
+            if self._folder.stat().st_uid not in (os.getuid(), 0):
+                # Its owner could have us run anything.
+                raise PermissionError(errno.EPERM, "it belongs to another user")
             self._tidy()
         except OSError as error:
             self._answer(self._refusal(error))
@@ -101,7 +107,7 @@ class Server:
         _when_gone(self._end, self._beat)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, lambda *_: self._end())
-        self._answer(_facts(self._folder))
+        self._answer({"serving": str(self._folder.resolve()), "executable": self._python, **_facts()})
         for line in sys.stdin.buffer:
             request = json.loads(line)
             try:
@@ -174,14 +180,18 @@ class Server:
         return chunk
 
     def _do_run(self, arguments: list[str], timeout: float) -> dict[str, Any]:
-        with subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=self._own,
-        ) as child:
+        try:
+            child = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=self._own,
+            )
+        except OSError as error:  # no such program, as a shell says it
+            return {"code": 127, "output": str(error)}
+        with child:
             self._child = child
             try:
                 output, code = child.communicate(timeout=timeout)[0], child.returncode
@@ -264,14 +274,12 @@ def _text(path: str) -> str:
         return ""
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def _facts() -> dict[str, Any]:
     """What we shall say of the machine, and what decides which packages it takes."""
     release = dict(line.split("=", 1) for line in _text("/etc/os-release").splitlines() if "=" in line)
     affinity = getattr(os, "sched_getaffinity", None)
     memory = [line.split()[1] for line in _text("/proc/meminfo").splitlines() if line.startswith("MemTotal:")]
     return {
-        "serving": str(folder.resolve()),
-        "executable": sys.executable,
         "python": platform.python_version(),
         "tag": sys.implementation.cache_tag,
         "platform": sysconfig.get_platform(),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edge_resnet.benchmark.process import WORKER
 from edge_resnet.cpu import read_cpu
 from edge_resnet.devices.device import DeviceLostError, Job, Measurement, Request
-from edge_resnet.devices.host import measure_on_host, steps_on_host
+from edge_resnet.devices.host import RUNTIMES, measure_on_host, steps_on_host
 from edge_resnet.devices.ssh_connection import Connection
 from edge_resnet.devices.ssh_environment import Environment, environment
 from edge_resnet.devices.ssh_target import Target, parse_target, user_options
@@ -40,14 +40,14 @@ class SshDevice:
     def __init__(self, target: Target) -> None:
         self.uri, self._target = target.uri, target
         self._facts: dict[str, Any] = {}
-        self._notes: list[str] = []
+        self._notes: dict[str, list[str]] = {}  # by the runtime's name in reports
 
     @contextmanager
     def session(self, runtimes: Sequence[str]) -> Iterator[_Board]:
         with Connection(self._target) as connection:
             self._facts = _described(connection.facts)
             board = _Board(connection, self._facts["cores"])
-            self._notes = [_sentence(self._facts), *board.prepare(runtimes)]
+            self._notes = board.prepare(runtimes)
             yield board
 
     def steps(self, jobs: Sequence[Job], request: Request) -> int:
@@ -66,7 +66,7 @@ class SshDevice:
             measurement.benchmarks = [
                 replace(
                     result,
-                    notes=[*result.notes, *self._notes],
+                    notes=[*result.notes, _sentence(self._facts), *self._notes.get(result.runtime, [])],
                     conditions={**result.conditions, "host": self._facts},
                 )
                 if result.latency_ms is not None
@@ -82,8 +82,10 @@ class _Board:
         self._ready: dict[str, Environment] = {}
         self._failed: dict[str, str] = {}
 
-    def prepare(self, runtimes: Sequence[str]) -> list[str]:
-        """Notes. Raises MissingToolError where no runtime can be had; one of two is better than none."""
+    def prepare(self, runtimes: Sequence[str]) -> dict[str, list[str]]:
+        """Notes, by the runtime's name in reports. Raises DeviceLostError where no runtime can be had; one of
+        two is better than none.
+        """
         for runtime in runtimes:
             try:
                 self._ready[runtime] = environment(self._connection, runtime)
@@ -93,7 +95,8 @@ class _Board:
                 self._failed[runtime] = str(error)
         if not self._ready:
             raise DeviceLostError("; ".join(dict.fromkeys(self._failed.values())))
-        return [note for ready in self._ready.values() for note in ready.notes]
+        names = dict(RUNTIMES.values())
+        return {names[runtime]: list(ready.notes) for runtime, ready in self._ready.items()}
 
     def command(self, artifact: Path, runtime: str, threads: int) -> list[str]:
         if runtime in self._failed:

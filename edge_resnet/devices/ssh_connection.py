@@ -44,7 +44,7 @@ _FIND = (
     "for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9; do "
     "if command -v $p >/dev/null 2>&1 && "
     '$p -c "import sys; sys.exit(sys.version_info < (3, 9))" >/dev/null 2>&1; '
-    'then exec $p -c "$0" "$@"; fi; done; '
+    'then exec $p -c "$0" "$1" serve "$2" "$3" "$(command -v $p)"; fi; done; '
     "command -v python3 >/dev/null 2>&1 || exit 127; python3 --version 1>&2; exit 126"
 )
 # The program comes first on standard input: nothing has to be there before.
@@ -67,6 +67,10 @@ class Connection:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.session = secrets.token_hex(8)
+        if os.name != "posix":
+            raise MissingToolError(
+                f"{target.uri}: boards are reached from Linux and macOS (on Windows, from WSL)"
+            )
         ssh = shutil.which("ssh")
         if ssh is None:
             raise MissingToolError(
@@ -74,7 +78,9 @@ class Connection:
             )
         self._ssh, self._options = ssh, user_options()
         self._unread = b""
-        self._refusal: str | None = None
+        # Once set, an answer that comes late is not taken for the next one's.
+        self._broken: str | None = None
+        self._unwilling: DeviceLostError | None = None
         self._known: dict[tuple[str, int, int], str] = {}
         # Not TMPDIR's long path on macOS: a socket's name has a hundred characters at most.
         self._own = Path(tempfile.mkdtemp(prefix="er-", dir="/tmp" if Path("/tmp").is_dir() else None))
@@ -116,7 +122,7 @@ class Connection:
     def _begin(self) -> dict[str, Any]:
         program = _BOARD.read_bytes()
         there = shlex.join(
-            ["exec", "sh", "-c", _FIND, _LOAD, str(len(program)), "serve", self.target.folder, self.session]
+            ["exec", "sh", "-c", _FIND, _LOAD, str(len(program)), self.target.folder, self.session]
         )
         control = self._own / "control"
         self._process = subprocess.Popen(
@@ -163,11 +169,11 @@ class Connection:
         pipe, left = self._process.stdin.fileno(), memoryview(data)
         while left:
             if not select.select([], [pipe], [], _STALLED)[1]:
-                raise DeviceLostError(f"{self.target.uri}: lost: it takes nothing any more")
+                raise self._lost("it takes nothing any more")
             try:
                 left = left[os.write(pipe, left[:_CHUNK]) :]
             except OSError as error:
-                raise DeviceLostError(f"{self.target.uri}: lost: {self._last_words()}") from error
+                raise self._lost(self._last_words()) from error
 
     def _line(self, timeout: float) -> bytes:
         assert self._process is not None
@@ -181,10 +187,10 @@ class Connection:
                     return line
                 continue
             if not select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise DeviceLostError(f"{self.target.uri}: lost: no answer within {timeout:g} s")
+                raise self._lost(f"no answer within {timeout:g} s")
             chunk = os.read(pipe, 1 << 16)
             if not chunk:
-                raise DeviceLostError(f"{self.target.uri}: lost: {self._last_words()}")
+                raise self._lost(self._last_words())
             self._unread += chunk
 
     def _last_words(self) -> str:
@@ -196,13 +202,18 @@ class Connection:
 
     def ask(self, do: str, request: Mapping[str, Any], timeout: float = _ANSWER, content: bytes = b"") -> Any:
         """The answer of board.py to a request (see there), in a dict."""
+        if self._broken is not None:
+            raise DeviceLostError(self._broken)
         self._send(json.dumps({"do": do, **request}).encode() + b"\n")
         self._send(content)
-        answer: dict[str, Any] = json.loads(self._line(timeout))
+        line = self._line(timeout)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            raise self._lost(f"it said {line[:80]!r}") from None
         if "error" in answer:
-            refusal = refused(self.target.uri, self.folder, answer)
-            self._refusal = str(refusal)
-            raise refusal
+            self._unwilling = refused(self.target.uri, self.folder, answer)
+            raise self._unwilling
         return answer
 
     def run(self, arguments: Sequence[str], timeout: float) -> tuple[int | None, str]:
@@ -238,13 +249,18 @@ class Connection:
 
     def lost(self) -> str | None:
         """Why the board is of no use any more, a line: gone, or without space; None: it works."""
-        if self._refusal is not None:
-            return self._refusal
+        if self._unwilling is not None:
+            return str(self._unwilling)
         try:
             self.ask("ping", {}, _ALIVE * (_ALIVE_COUNT + 1))
         except DeviceLostError as error:
             return f"{error}; {self._afterwards()}"
         return None
+
+    def _lost(self, why: str) -> DeviceLostError:
+        if self._broken is None:
+            self._broken = f"{self.target.uri}: lost: {why}"
+        return DeviceLostError(self._broken)
 
     def _afterwards(self) -> str:
         """What a second try to reach it finds."""

@@ -11,12 +11,12 @@ In this order, the version being the one of this machine:
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from edge_resnet.devices.ssh_connection import Connection
@@ -42,7 +42,8 @@ _NO_WHEEL = ("No matching distribution", "Could not find a version")
 # pip says that there is no matching distribution in this case as well.
 _NO_NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|ConnectionError|NameResolutionError|Max retries exceeded|ProxyError|"
-    r"Temporary failure in name resolution|Network is unreachable|Could not fetch URL|Read timed out"
+    r"Temporary failure in name resolution|Network is unreachable|Could not fetch URL|Read timed out|"
+    r"SSLError|TLS CA certificate"  # no certificates, or a board without a clock that lives in 1970
 )
 # Wheels for Linux name the oldest C library that they run with: 2.17 is the oldest of today's.
 _OLDEST_GLIBC = 17
@@ -67,29 +68,29 @@ class _NoWheelError(Exception):
 def environment(connection: Connection, runtime: str) -> Environment:
     """Raises MissingToolError where the runtime cannot be had there; DeviceLostError as a connection does."""
     package, _ = _PACKAGES[runtime]
-    wanted = importlib.metadata.version(package)
+    wanted = version(package)
     own = str(connection.facts["executable"])
     there = _version(connection, own, runtime)
     if there == wanted:
         return Environment(own)
     name = f"environments/{package}-{wanted}-{connection.facts['tag']}"
     python = f"{connection.folder}/{name}/bin/python"
-    version = _version(connection, python, runtime)
-    if version is None:
+    installed = _version(connection, python, runtime)
+    if installed is None:
         try:
             _make(connection, name, package, wanted)
-            version = _version(connection, python, runtime)
-            if version is None:
+            installed = _version(connection, python, runtime)
+            if installed is None:
                 raise MissingToolError(f"{package}: it was installed there and cannot be imported")
         except MissingToolError as error:
             if there is None or connection.lost() is not None:
                 raise
             return Environment(own, (f"{package} {there} of the board, not {wanted} as here: {error}",))
     connection.ask("touch", {"name": name})
-    if version == wanted:
+    if installed == wanted:
         return Environment(python)
     return Environment(
-        python, (f"{package} {version}, not {wanted} as here, which has no wheel for the board",)
+        python, (f"{package} {installed}, not {wanted} as here, which has no wheel for the board",)
     )
 
 
@@ -100,7 +101,7 @@ def _version(connection: Connection, python: str, runtime: str) -> str | None:
     return found[1] if code == 0 and found else None
 
 
-def _make(connection: Connection, name: str, package: str, version: str) -> None:
+def _make(connection: Connection, name: str, package: str, wanted: str) -> None:
     part = f"{name}.part-{connection.session}"
     code, output = connection.run(
         [str(connection.facts["executable"]), "-m", "venv", f"{connection.folder}/{part}"], _MAKING
@@ -110,12 +111,12 @@ def _make(connection: Connection, name: str, package: str, version: str) -> None
         python = ".".join(str(connection.facts["python"]).split(".")[:2])
         raise MissingToolError(
             f"{connection.target.uri}: its Python makes no virtual environment: install venv there "
-            f"(Debian: apt install python{python}-venv), or {package} {version} itself; "
+            f"(Debian: apt install python{python}-venv), or {package} {wanted} itself; "
             f"it said {_last(output)!r}"
         )
     python = f"{connection.folder}/{part}/bin/python"
     try:
-        _install(connection, python, f"{package}=={version}")
+        _install(connection, python, f"{package}=={wanted}")
     except _NoWheelError:
         try:
             _install(connection, python, package)
@@ -191,7 +192,7 @@ def _download(connection: Connection, requirement: str, folder: Path) -> None:
     )
 
 
-def wheel_platforms(platform: str, bits: int, libc: str, version: str) -> list[str]:
+def wheel_platforms(platform: str, bits: int, libc: str, newest: str) -> list[str]:
     """The wheels' platforms that a board takes, best first. `platform` as sysconfig says: linux-aarch64."""
     machine = platform.removeprefix("linux-").replace("-", "_").replace(".", "_")
     if bits == 32:  # a 32-bit system under a 64-bit kernel
@@ -200,8 +201,8 @@ def wheel_platforms(platform: str, bits: int, libc: str, version: str) -> list[s
         return [machine]
     if libc != "glibc":
         return [f"musllinux_1_{minor}_{machine}" for minor in (2, 1, 0)]
-    newest = int(version.split(".")[1])
-    tags = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, _OLDEST_GLIBC - 1, -1)]
+    minors = range(int(newest.split(".")[1]), _OLDEST_GLIBC - 1, -1)
+    tags = [f"manylinux_2_{minor}_{machine}" for minor in minors]
     return [*tags, f"manylinux2014_{machine}", f"linux_{machine}"]
 
 
