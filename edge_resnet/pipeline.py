@@ -86,6 +86,11 @@ def compress(
         raise InputError("--io int8 needs an int8 target: a float .tflite has no int8 ends")
     if any(target.suffix == ".mlpackage" for target in chosen):
         import_coremltools()  # not installed: say so before any work
+    for target in chosen:
+        if target.compiled_from is not None:
+            from edge_resnet.export.compiled import check_compiler
+
+            check_compiler(target.name, parsed.export)
     if parsed.quantizer == "nncf":
         from edge_resnet.compression.nncf_quantizer import import_nncf
 
@@ -181,7 +186,8 @@ def _benchmark(
     if not settings.runs:
         return None, {}
     with tempfile.TemporaryDirectory() as folder:
-        artifacts = [(target.name, path) for target, path in paths.items()]
+        # What was compiled for an NPU runs on no CPU.
+        artifacts = [(t.name, path) for t, path in paths.items() if t.compiled_from is None]
         artifacts += unpruned_files(run, Path(folder))
         with run.stage("benchmark", len(artifacts) * settings.runs) as advance:
             latency = eager_latency(run.baseline.logits, run.preprocess.size, settings.threads)

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from edge_resnet.errors import InputError
 
@@ -29,7 +29,9 @@ class Target:
     A float target's weights are in `float_type` and equal the graph's; its runtime must choose the float
     model's class (see verify/prove.py). With `palette_bits` each weight is one of so few values: classes may
     differ by design, which a warning tells, and what must hold is that the runtime computes with the weights
-    of the file.
+    of the file. `compiled_from`: the target whose file a vendor's compiler made it of; nothing but the
+    compiler's own runtime reads it back, and `open` is None where that runs nowhere but on the device.
+    `most_images`: so many are answered at most, where the runtime is slow.
     """
 
     name: str
@@ -39,9 +41,11 @@ class Target:
     write: Callable[[Graph, Path, Export], None]
     read_back: Callable[[Path], ArtifactContents]
     read_floats: Callable[[Path], dict[str, StoredFloats]]
-    open: Callable[[Path], Runner]
+    open: Callable[[Path], Runner] | None
     float_type: Literal["float32", "float16"] | None = None
     palette_bits: int | None = None
+    compiled_from: str | None = None
+    most_images: int | None = None
 
     def path(self, directory: Path, model: str) -> Path:
         return directory / f"{model}-{self.name}{self.suffix}"
@@ -173,6 +177,30 @@ def _open_coreml(path: Path) -> Runner:
     return open_coreml(path)
 
 
+def _open_hexagon(path: Path) -> Runner:
+    from edge_resnet.runners.hexagon import HexagonRunner
+
+    return HexagonRunner(path)
+
+
+def _write_vela(graph: Graph, path: Path, export: Export) -> None:
+    from edge_resnet.export.compiled import write_vela
+
+    write_vela(graph, path, export)
+
+
+def _write_qnn_context(graph: Graph, path: Path, export: Export) -> None:
+    from edge_resnet.export.compiled import write_qnn_context
+
+    write_qnn_context(graph, path, export)
+
+
+def _unreadable(path: Path) -> NoReturn:
+    raise InputError(
+        f"{path}: a compiler's own format, which is not read back; look at the int8 file instead"
+    )
+
+
 _READ_TFLITE = (_read_tflite, _read_tflite_floats, _open_tflite)
 _READ_ONNX = (_read_onnx, _read_onnx_floats, _open_onnx)
 _READ_COREML = (_read_coreml, _read_coreml_floats, _open_coreml)
@@ -191,5 +219,28 @@ TARGETS: dict[str, Target] = {
         _palette(8),
         _palette(6),
         _palette(4),
+        Target(
+            "vela",
+            ".tflite",
+            True,
+            False,
+            _write_vela,
+            _unreadable,
+            _unreadable,
+            None,
+            compiled_from="tflite-int8",
+        ),
+        Target(
+            "qnn-context",
+            ".onnx",
+            True,
+            False,
+            _write_qnn_context,
+            _unreadable,
+            _unreadable,
+            _open_hexagon,
+            compiled_from="onnx-int8",
+            most_images=500,
+        ),
     )
 }

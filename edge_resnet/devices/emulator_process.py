@@ -9,7 +9,7 @@ those of an emulator mean nothing. Beside `{"images": ...}` and `{"quit": ...}` 
     {"figures": true}    {"figures": {name: number}, "left_out": [nodes that are not on the NPU]}
 
 `qnn` compiles the artifact, an ONNX file, to a context binary, which it writes to OUT.onnx. An artifact that
-is one already is taken as it is, and OUT is not written.
+is one already is taken as it is (then neither option is needed), and OUT is not written.
 """
 
 from __future__ import annotations
@@ -169,22 +169,23 @@ class _Hexagon:
 
     types = {"tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(float)": np.float32}  # noqa: RUF012
 
-    def __init__(self, artifact: Path, architecture: str, context: Path) -> None:
+    def __init__(self, artifact: Path, architecture: str | None, context: Path | None) -> None:
         import onnx
         import onnxruntime
         import onnxruntime_qnn
 
         self.version = f"{onnxruntime_qnn.__version__} (ONNX Runtime {onnxruntime.__version__})"
         onnxruntime.register_execution_provider_library(_EP, onnxruntime_qnn.get_library_path())
-        self._runtime, self._architecture = onnxruntime, architecture
+        self._runtime = onnxruntime
         self._backend = onnxruntime_qnn.get_qnn_htp_path()
         model = onnx.load(str(artifact))
         compiled = any(node.op_type == "EPContext" for node in model.graph.node)
-        made_for = next(
-            (entry.value for entry in model.metadata_props if entry.key == _MADE_FOR), architecture
-        )
-        if compiled and made_for != architecture:
+        made_for = next((entry.value for entry in model.metadata_props if entry.key == _MADE_FOR), None)
+        if compiled and None not in (made_for, architecture) and made_for != architecture:
             raise ValueError(f"compiled for architecture {made_for}, not {architecture}")
+        self._architecture = architecture or made_for
+        if self._architecture is None or (context is None and not compiled):
+            raise ValueError("--architecture and --context are needed")
         if not compiled:
             _take_one_image(model)
         begun = time.perf_counter()
@@ -202,9 +203,9 @@ class _Hexagon:
         ]
         self.left_out = [f"{node.op_type} {node.name!r}" for owner, node in nodes if owner != _EP]
         binary = model
-        if not compiled:
+        if not compiled and context is not None:
             binary = onnx.load(str(context))
-            binary.metadata_props.add(key=_MADE_FOR, value=architecture)
+            binary.metadata_props.add(key=_MADE_FOR, value=self._architecture)
             context.write_bytes(binary.SerializeToString(deterministic=True))
         self.figures: dict[str, float | int] = {"context_bytes": _context_bytes(binary)}
         if not compiled:

@@ -25,8 +25,8 @@ from edge_resnet.devices.vela_compiler import (
     VELA,
     Board,
     Estimate,
-    accelerators,
     board_names,
+    check_accelerator,
     compile_with_vela,
 )
 from edge_resnet.errors import EdgeResnetError, InputError
@@ -72,6 +72,8 @@ class VelaDevice:
                 estimate = compile_with_vela(job.path, self.board, Path(folder), timeout)
         except EdgeResnetError as error:
             return self._without(str(error))
+        if any(kind == "Custom" for kind, _ in estimate.on_cpu):
+            return self._without("compiled already; the int8 file that it was compiled from has the estimate")
         milliseconds = estimate.milliseconds if self._is_all(estimate) else None
         return BenchmarkResult(
             self.uri,
@@ -135,8 +137,9 @@ def open_vela(uri: str) -> VelaDevice:
     if ("system" in given) != ("memory" in given):
         raise InputError(f"--device {uri}: give system=... and memory=... together, or neither")
     if VELA.installed():
-        known = {"accelerator": accelerators(), **board_names()}
-        for what, name in {"accelerator": accelerator, **given}.items():
+        check_accelerator(f"--device {uri}", accelerator)
+        known = board_names()
+        for what, name in given.items():
             if what in known and name not in known[what]:
                 raise InputError(f"--device {uri}: no such {what}; Vela has {', '.join(known[what])}")
         _check_family(uri, accelerator, given.get("system", ""))

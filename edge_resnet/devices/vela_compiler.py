@@ -15,10 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from edge_resnet.devices.emulated import Package
-from edge_resnet.errors import VerificationError
+from edge_resnet.errors import InputError, VerificationError
 from edge_resnet.frontends.keras_child import run_child
 
-__all__ = ["VELA", "Board", "Estimate", "accelerators", "board_names", "compile_with_vela"]
+__all__ = [
+    "VELA",
+    "Board",
+    "Estimate",
+    "accelerators",
+    "board_names",
+    "check_accelerator",
+    "compile_with_vela",
+]
 
 VELA = Package("ethos-u-vela", "ethosu", linux_x86_only=False)
 _CONFIGURATION = "Arm/vela.ini"
@@ -90,6 +98,12 @@ def board_names() -> dict[str, tuple[str, ...]]:
         kind: tuple(name.removeprefix(start) for name in parser.sections() if name.startswith(start))
         for kind, start in kinds.items()
     }
+
+
+def check_accelerator(asker: str, name: str) -> None:
+    """Raises InputError that lists what Vela has, where it has no such accelerator."""
+    if name not in accelerators():
+        raise InputError(f"{asker}: no such accelerator; Vela has {', '.join(accelerators())}")
 
 
 def compile_with_vela(artifact: Path, board: Board, folder: Path, timeout: float) -> Estimate:

@@ -242,10 +242,14 @@ class Export(_Section):
 
     `coreml_precision` is the float type of coreml-int8 programs: float32 answers as the integers say, on CPU
     and GPU; float16 also runs on the Neural Engine, and rounds every tensor to 11 bits on the way.
+    `vela`: the Ethos-U that the target vela is compiled for; `qnn_htp`: the Hexagon architecture that
+    qnn-context is.
     """
 
     tflite_io: Literal["uint8", "int8", "float32"] = "uint8"
     coreml_precision: Literal["float16", "float32"] = "float32"
+    vela: str = Field(default="ethos-u55-128", pattern=r"^ethos-u\d+-\d+$")
+    qnn_htp: Literal[68, 69, 73, 75, 79, 81] = 73
 
 
 class LocalBenchmark(_Section):

@@ -9,6 +9,7 @@ from enum import StrEnum
 from edge_resnet.report.present_pruning import gain_words
 from edge_resnet.report.schema import Artifact, Kind, Parity, Report
 from edge_resnet.report.wording import join, plural, share
+from edge_resnet.targets import TARGETS
 
 __all__ = ["Status", "Verdict", "problems", "verdict"]
 
@@ -56,11 +57,18 @@ def verdict(report: Report) -> Verdict:
         what = f"{names} {'was' if len(unproven) == 1 else 'were'} not run: nothing is known of the logits."
         return Verdict(Status.INCOMPLETE, what, evidence)
     int8 = sum(artifact.ranges is not None for artifact in artifacts)
-    kinds = [f"{count} {name}" for count, name in ((int8, "int8"), (len(artifacts) - int8, "float")) if count]
+    compiled = sum(_is_compiled(artifact) for artifact in artifacts)
+    counts = (int8, "int8"), (len(artifacts) - int8 - compiled, "float"), (compiled, "compiled")
+    kinds = [f"{count} {name}" for count, name in counts if count]
     noun = "artifact" if len(artifacts) == 1 else "artifacts"
     gain = "" if report.pruning is None else gain_words(report.pruning)
     pruned = f" Pruned: {gain}." if gain else ""
     return Verdict(Status.VERIFIED, f"{join(kinds)} {noun}, run and checked.{pruned}", evidence)
+
+
+def _is_compiled(artifact: Artifact) -> bool:
+    target = TARGETS.get(artifact.target)
+    return target is not None and target.compiled_from is not None
 
 
 def problems(artifact: Artifact) -> list[str]:

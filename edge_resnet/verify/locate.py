@@ -21,6 +21,7 @@ def first_difference(graph: Graph, target: Target, pixels: NDArray[np.uint8]) ->
 
     The graph is cut behind each node in turn, written, and run on `pixels` [N, H, W, 3]. None: nowhere.
     """
+    assert target.open is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"part{target.suffix}"
         for node in graph.nodes[1:]:
