@@ -19,6 +19,7 @@ from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import simplify
 from tests.adb_phone import adb_server, phone, phone_jobs  # noqa: F401  # fixtures
 from tests.random_graphs import random_graph, random_pixels
+from tests.ssh_board import ssh_board, ssh_jobs  # noqa: F401  # fixtures
 
 # The same examples in every run: a failure here can be repeated anywhere.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -74,12 +74,12 @@ class SshServer:
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
-    def run_here(self, path: str, before: str = "") -> None:
-        """Sessions run on this machine, with that PATH and a home of their own."""
+    def run_here(self, path: str, before: str = "", shell: str = "/bin/sh") -> None:
+        """Sessions run on this machine, with that PATH and a home of their own, in that login shell."""
         home = shlex.quote(str(self.home))
         self.behave(
             f'export HOME={home} PATH={shlex.quote(path)} OMP_NUM_THREADS=1; cd "$HOME"\n{before}\n'
-            'exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
+            f'exec {shell} -c "$SSH_ORIGINAL_COMMAND"'
         )
 
     def start(self, more: str = "") -> None:

@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import select
-import shlex
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +25,7 @@ from typing import IO, Any
 
 from edge_resnet.devices.device import DeviceLostError
 from edge_resnet.devices.ssh_faults import explained, no_hello, refused
+from edge_resnet.devices.ssh_shell import serving, telling_signals
 from edge_resnet.devices.ssh_target import Target, user_options
 from edge_resnet.errors import MissingToolError
 
@@ -38,23 +38,6 @@ _CONNECT, _START, _ALIVE, _ALIVE_COUNT, _ANSWER = 10, 90.0, 5, 3, 30.0
 _STALLED = 60.0
 _ENDING = 15.0
 _CHUNK = 1 << 18
-
-# Which Python: boards have an old `python3` beside a newer one. 127: none; 126: too old.
-_FIND = (
-    "for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9; do "
-    "if command -v $p >/dev/null 2>&1 && "
-    '$p -c "import sys; sys.exit(sys.version_info < (3, 9))" >/dev/null 2>&1; '
-    'then exec $p -c "$0" "$1" serve "$2" "$3" "$(command -v $p)"; fi; done; '
-    "command -v python3 >/dev/null 2>&1 || exit 127; python3 --version 1>&2; exit 126"
-)
-# The program comes first on standard input: nothing has to be there before.
-_LOAD = 'import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), "board.py", "exec"))'
-# The status of a process that a signal killed does not cross ssh; its shell's does.
-_TELL_SIGNAL = (
-    '"$0" "$@"; c=$?; if [ $c -gt 128 ]; then '
-    'echo "killed there by signal $((c - 128)) (9: the system does that when memory runs out)" 1>&2; fi; '
-    "exit $c"
-)
 
 
 class Connection:
@@ -121,9 +104,7 @@ class Connection:
 
     def _begin(self) -> dict[str, Any]:
         program = _BOARD.read_bytes()
-        there = shlex.join(
-            ["exec", "sh", "-c", _FIND, _LOAD, str(len(program)), self.target.folder, self.session]
-        )
+        there = serving(len(program), self.target.folder, self.session)
         control = self._own / "control"
         self._process = subprocess.Popen(
             [*self._command("ControlMaster=yes", f"ControlPath={control}"), there],
@@ -245,7 +226,7 @@ class Connection:
         there = [python, self._uploaded_program, "work", self.session, *arguments]
         # Where the server allows few sessions in a connection, ssh makes another by itself.
         command = self._command("ControlMaster=no", f"ControlPath={self._own / 'control'}")
-        return [*command, shlex.join(["exec", "sh", "-c", _TELL_SIGNAL, *there])]
+        return [*command, telling_signals(there)]
 
     def lost(self) -> str | None:
         """Why the board is of no use any more, a line: gone, or without space; None: it works."""
