@@ -85,12 +85,12 @@ class Data(Part):
 
 
 class Latency(Part):
-    """Milliseconds for one image."""
+    """Milliseconds for one image. Of a prediction only the middle, `p50`, is known."""
 
-    mean: float
+    mean: float | None = None
     p50: float
-    p95: float
-    p99: float
+    p95: float | None = None
+    p99: float | None = None
 
 
 class Baseline(Part):
