@@ -85,7 +85,7 @@ def main():
     log("STARTING!")
     log(f"Num threads: [{flags['num_threads']}]")
     log(f"Graph: [{flags['graph']}]")
-    if FALLS.get("hangs"):
+    if FALLS.get("hangs") == ("later" if float(flags["warmup_min_secs"]) else "at once"):
         time.sleep(600)
     begun = time.perf_counter_ns()
     try:
@@ -95,6 +95,9 @@ def main():
         interpreter = Interpreter(model_path=flags["graph"], num_threads=int(flags["num_threads"]))
         log(f"Loaded model {flags['graph']}")
         delegated(flags)
+        if flags.get("input_layer_shape"):
+            shape = [int(size) for size in flags["input_layer_shape"].split(",")]
+            interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], shape)
         interpreter.allocate_tensors()
     except ValueError as error:
         log(f"Failed to load model {flags['graph']}: {error}", "ERROR")

@@ -40,7 +40,8 @@ def test_a_phone_is_measured(phone: AdbDevice, phone_jobs: list[Job], tmp_path: 
             assert 0 < result.latency_ms["p50"] <= result.latency_ms["p95"] <= result.latency_ms["p99"]
             assert result.throughput_per_s == pytest.approx(1000 / result.latency_ms["mean"])
             assert result.cold_start_ms > result.figures["initialization_ms"] > 0
-            assert result.peak_memory_bytes > 1e7
+            assert result.peak_memory_bytes > result.figures["model_memory_bytes"] > 1e6
+            assert result.batch is None
             assert result.notes[0] == "on Samsung SM-S921B, Qualcomm SM8650, Android 15 (API 35)"
             before = result.conditions["before"]
             assert before["celsius"] == 57.9
@@ -152,7 +153,7 @@ def test_what_a_delegate_left_is_said(
     gpu, npu, vendor = found.benchmarks
     assert gpu.runtime == "LiteRT/GPU + XNNPACK"
     assert "partly on the CPU: the GPU took 12 of 20 operators in 3 pieces" in gpu.notes[1]
-    assert npu.runtime == "LiteRT/XNNPACK"
+    assert npu.runtime == "LiteRT/XNNPACK instead of NNAPI"
     assert "fell back to the CPU: the NPU (by NNAPI) was asked for and took no operator" in npu.notes[1]
     assert vendor.runtime == "LiteRT/libVendorDelegate.so"
     assert found.answers is not None
@@ -172,6 +173,15 @@ def test_where_starting_takes_long_averages_are_said_to_be_averages(
     (result,) = measure(f"adb://{phone.serial}/cpu", phone_jobs[:1], Request(settings))["uint8"].benchmarks
     assert result.runs == 8
     assert "of the averages of 2 processes with 4 runs each, not of single inferences" in result.notes[1]
+
+
+def test_several_images_at_once(phone: AdbDevice, phone_jobs: list[Job], small_quantized: Graph) -> None:
+    settings = BenchmarkSettings(runs=3, block=3, settle=1, warmup_blocks=1, batch=8)
+    (result,) = measure(f"adb://{phone.serial}/cpu", phone_jobs[:1], Request(settings))["uint8"].benchmarks
+    assert result.batch == 8
+    assert result.batch_throughput_per_s > 0
+    _, height, width = small_quantized.input.shape
+    assert any(f"--input_layer_shape=8,{height},{width},3" in command for command in phone.commands)
 
 
 def test_throttling_is_noted(
@@ -211,7 +221,8 @@ def test_an_artifact_that_fails_does_not_stop_the_others(
 @pytest.mark.parametrize(
     ("falls", "words"),
     [
-        ({"hangs": True}, "no answer within 2 s"),
+        ({"hangs": "at once"}, "no answer within 2 s"),
+        ({"hangs": "later"}, "no answer within 2 s"),
         ({"crashes": True}, "ended by SIGABRT"),
         ({"unknown": "output_filepath warmup_min_secs"}, "does not know --warmup_min_secs"),
     ],
@@ -225,7 +236,7 @@ def test_a_tool_that_does_not_do_as_asked(
     words: str,
 ) -> None:
     use_tool(monkeypatch, tmp_path, **falls)
-    settings = BenchmarkSettings(runs=3, block=3, timeout=2 if "hangs" in falls else 60)
+    settings = BenchmarkSettings(runs=12, block=12, timeout=2 if "hangs" in falls else 60)
     (result,) = measure(f"adb://{phone.serial}/cpu", phone_jobs[:1], Request(settings))["uint8"].benchmarks
     assert result.latency_ms is None
     assert words in result.notes[0]

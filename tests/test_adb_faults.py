@@ -12,16 +12,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from edge_resnet.devices import adb_client
+from edge_resnet.devices import adb_client, adb_session
 from edge_resnet.devices.adb import open_adb
 from edge_resnet.devices.adb_client import state_refusal
 from edge_resnet.devices.device import DeviceLostError, Job, Request
 from edge_resnet.devices.registry import open_device
 from edge_resnet.errors import InputError, MissingToolError
+from edge_resnet.graph.graph import Graph
+from edge_resnet.runners.litert import LiteRTRunner
 from tests.adb_device import AdbDevice
 from tests.adb_phone import QUICK, left_there, measure, tool_text
+from tests.random_graphs import random_pixels
 
 
 def refused(uri: str, jobs: list[Job], request: Request | None = None) -> str:
@@ -43,6 +47,30 @@ def test_a_phone_that_is_lost_keeps_what_was_found(phone: AdbDevice, phone_jobs:
     assert (result.runtime, result.runs) == ("LiteRT/XNNPACK", 3)
     # It is back before what it still did there has ended; the next session is not in its way.
     phone.breaks = lambda command: False
+
+
+def test_a_phone_that_is_lost_keeps_the_answers_it_gave(
+    phone: AdbDevice, phone_jobs: list[Job], small_quantized: Graph
+) -> None:
+    pixels = random_pixels(small_quantized, 3)
+    # The first image goes alone; then the others, in a loop.
+    phone.breaks = lambda command: "--output_filepath" in command and "-lt 1 " not in command
+    with pytest.raises(DeviceLostError) as caught:
+        measure(f"adb://{phone.serial}/cpu", phone_jobs[:1], Request(QUICK, (), pixels))
+    answers = caught.value.partial["uint8"].answers
+    assert answers is not None
+    expected = LiteRTRunner(phone_jobs[0].path, threads=1).logits(pixels[:1])
+    np.testing.assert_array_equal(answers.logits, expected)
+
+
+def test_a_phone_that_stops_answering(
+    phone: AdbDevice, phone_jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What hangs is the phone, not the artifact: its conditions are not told."""
+    monkeypatch.setattr(adb_session, "_SHORT", 1.0)
+    (phone.home / "bin" / "dumpsys").write_text("#!/bin/sh\nexec sleep 3\n")
+    message = refused(f"adb://{phone.serial}/cpu", phone_jobs[:1])
+    assert message == f"adb://{phone.serial}/cpu: adb shell gave no answer within 1 s"
 
 
 def test_a_phone_that_restarts(
@@ -228,7 +256,7 @@ def test_names_that_mean_nothing(uri: str, words: str) -> None:
 def test_an_interruption_cleans_up_there(phone: AdbDevice, phone_jobs: list[Job], tmp_path: Path) -> None:
     path = tmp_path / "slow" / "benchmark_model"
     path.parent.mkdir()
-    path.write_text(tool_text(sys.executable, hangs=True))
+    path.write_text(tool_text(sys.executable, hangs="at once"))
     code = "from edge_resnet.cli.main import main; main()"
     command = [sys.executable, "-c", code, "benchmark", str(phone_jobs[0].path)]
     process = subprocess.Popen(

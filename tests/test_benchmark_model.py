@@ -156,15 +156,21 @@ def test_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("log", "asked", "share", "runtime", "words"),
     [
-        (REFUSED, "npu", "none", "LiteRT/XNNPACK", "fell back to the CPU: the NPU (by NNAPI) was asked for"),
+        (
+            REFUSED,
+            "npu",
+            "none",
+            "LiteRT/XNNPACK instead of NNAPI",
+            "fell back to the CPU: the NPU (by NNAPI) was asked for",
+        ),
         (PARTLY, "gpu", "some", "LiteRT/GPU + XNNPACK", "the GPU took 61 of 68 operators in 3 pieces"),
         # No delegate was made, and nothing is said of one.
-        ("", "gpu", "none", "LiteRT/CPU kernels", "fell back to the CPU"),
+        ("", "gpu", "none", "LiteRT/CPU kernels instead of GPU", "fell back to the CPU"),
         (
             "WARN: NNAPI acceleration is unsupported on this platform.\n",
             "npu",
             "none",
-            "LiteRT/CPU kernels",
+            "LiteRT/CPU kernels instead of NNAPI",
             "took no operator: NNAPI acceleration is unsupported on this platform; what was timed is the CPU",
         ),
     ],

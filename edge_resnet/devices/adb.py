@@ -91,8 +91,9 @@ class AdbDevice:
             with open_session(phone, self.uri) as session:
                 check_architecture(binary, self.uri, session.facts.abis)
                 self._measure(session, self._tool(session, binary), names, able, request, advance, found)
-        except DeviceLostError as error:
-            raise DeviceLostError(str(error), found) from error
+        except MissingToolError as error:
+            line = str(error)
+            raise DeviceLostError(line if self.uri in line else f"{self.uri}: {line}", found) from error
         return found
 
     def _measure(

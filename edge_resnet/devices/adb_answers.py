@@ -38,7 +38,7 @@ def answer_images(
     advance: Advance,
     found: Measurement,
 ) -> None:
-    """Puts the answers into `found`, or a benchmark without figures whose note says why there are none.
+    """Puts the answers into `found`: as many as there are, and a note where it is not all.
 
     Raises DeviceLostError.
     """
@@ -58,8 +58,9 @@ def answer_images(
         note = f"only {done} of {len(request.pixels)} images: {job.path.name}: {error}"
         found.benchmarks.append(without_figures(uri, delegate.runtime, _KIND, note, 1, tool.version))
         advance(len(request.pixels) - done)
-        return
-    found.answers = Answers(np.concatenate(parts), answering.runtime, tool.version, _KIND)
+    finally:
+        if parts:
+            found.answers = Answers(np.concatenate(parts), answering.runtime, tool.version, _KIND)
 
 
 class _Answering:

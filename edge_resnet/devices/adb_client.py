@@ -79,7 +79,8 @@ class Adb:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise TimedOutError(f"adb {arguments[-1][:40]!r} gave no answer within {timeout:g} s") from error
+            verb = arguments[2] if arguments[0] == "-s" else arguments[0]
+            raise TimedOutError(f"adb {verb} gave no answer within {timeout:g} s") from error
         except OSError as error:
             raise MissingToolError(f"cannot start {self._program}: {error.strerror or error}") from error
 

@@ -34,12 +34,15 @@ _SHORT = 60.0
 _PROCESS, _CODE, _CLOCKS = "edge-resnet-process", "edge-resnet-code", "edge-resnet-clocks"
 _DIGITS = 20
 _FULL = "No space left on device"
-# Runs whose computer was switched off are removed after a day.
+# Runs whose computer was switched off are removed after a day, programs not used for a month.
 _PREPARE = """\
 mkdir -p {folder}/tools && mkdir {own} || exit 1
 find {folder} -maxdepth 1 -name 'run-*' -mtime +0 -exec rm -rf {{}} + 2>/dev/null
+find {folder}/tools -mindepth 1 -maxdepth 1 -mtime +30 -exec rm -rf {{}} + 2>/dev/null
 exit 0"""
 # A number may meanwhile be another process's: only those that name our folder are ended.
+# Of the shell that runs the script: $$ would be the number of the one around it.
+_NUMBER = "sh -c 'echo $PPID'"
 _END = """\
 for file in shell tool shell tool; do
   pid=$(cat {own}/$file 2>/dev/null) && [ -n "$pid" ] &&
@@ -93,7 +96,9 @@ class AdbSession:
             folder += f"-{len(files)}"
         sizes = " ".join(f"{file.stat().st_size}" for file in files)
         names = " ".join(shlex.quote(file.name) for file in files)
-        code, said = self._phone.shell(f"cd {folder} && for file in {names}; do wc -c < $file; done", _SHORT)
+        code, said = self._phone.shell(
+            f"cd {folder} && touch . && for file in {names}; do wc -c < $file; done", _SHORT
+        )
         if code == 0 and said.split() == sizes.split():
             return folder
         # Copied beside and renamed: what has the name is complete.
@@ -101,7 +106,9 @@ class AdbSession:
         self._phone.shell(f"mkdir -p {part}", _SHORT)
         for file in files:
             self._phone.push(file, f"{part}/{file.name}")
-        code, said = self._phone.shell(f"chmod 755 {part}/* && rm -rf {folder} && mv {part} {folder}", _SHORT)
+        code, said = self._phone.shell(
+            f"chmod 755 {part}/* && rm -rf {folder} && mv {part} {folder} && touch {folder}", _SHORT
+        )
         if code != 0:
             raise DeviceLostError(f"{self._uri}: cannot install {files[0].name} on the phone: {_last(said)}")
         return folder
@@ -145,13 +152,13 @@ cat said"""
 
     def _watched(self, script: str, timeout: float) -> tuple[int, str]:
         try:
-            code, said = self._phone.shell(f"cd {self.own} || exit 1; echo $$ > shell\n{script}", timeout)
+            code, said = self._phone.shell(f"cd {self.own} || exit 1; {_NUMBER} > shell\n{script}", timeout)
         except TimedOutError:
             gone = self._phone.gone()
             if gone is not None:
                 raise DeviceLostError(gone) from None
             self._phone.shell(_END.format(own=self.own, name=self._name), _SHORT)
-            raise
+            raise TimedOutError(f"no answer within {timeout:g} s; ended there") from None
         if _FULL in said:
             raise DeviceLostError(f"{self._uri}: no room left on the phone: make room in {FOLDER}")
         return code, said

@@ -23,7 +23,8 @@ from edge_resnet.devices.benchmark_model import MOST_EXACT, Delegate, Report, ar
 from edge_resnet.devices.device import DeviceLostError, Job
 from edge_resnet.devices.host import noise
 from edge_resnet.devices.phone_state import heat_notes
-from edge_resnet.errors import MissingToolError
+from edge_resnet.errors import EdgeResnetError, MissingToolError
+from edge_resnet.frontends.tflite import open_tflite
 from edge_resnet.progress import Advance
 
 __all__ = ["TimedOnPhone", "Tool", "library_path"]
@@ -34,6 +35,7 @@ _KIND = "measured"
 _WARM_SECONDS = 0.2
 # Starting all the short processes of one artifact may take so long; more, and a turn is one process.
 _MOST_STARTING = 60.0
+_BATCH_PROCESSES = 3
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class _Artifact:
     latencies: list[float] = field(default_factory=list)
     averages: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    batch_per_s: float | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class TimedOnPhone:
@@ -82,6 +86,10 @@ class TimedOnPhone:
         self._fastest = []
         before = self._session.conditions()
         self._turns(able, delegate, threads, lost)
+        if self._settings.batch > 1:
+            for job in jobs:
+                if job.key in able and job.key not in lost:
+                    self._batch(job, able[job.key], delegate, threads)
         after = self._session.conditions()
         conditions = {"before": before, "after": after, "mhz_after_turns": self._fastest}
         return {
@@ -151,6 +159,20 @@ class TimedOnPhone:
             self._fastest.append(fastest)
         return found
 
+    def _batch(self, job: Job, artifact: _Artifact, delegate: Delegate, threads: int) -> None:
+        """Images a second where several come at once; a note where artifact or delegate takes one only."""
+        batch = self._settings.batch
+        try:
+            shape = (batch, *open_tflite(job.path).size, 3)
+            line = self._line(artifact.remote, delegate, threads, MOST_EXACT, warm_runs=1, shape=shape)
+            done, _ = self._session.turn([line] * _BATCH_PROCESSES, self._settings.timeout)
+            runs = [parse_report(code, said, delegate).runs for code, said in done]
+            artifact.batch_per_s = 1e6 * batch / float(np.median([one.mean for one in runs]))
+        except DeviceLostError:
+            raise
+        except EdgeResnetError as error:
+            artifact.notes.append(f"no throughput at {batch} images at once: {error}")
+
     def _line(
         self,
         remote: str,
@@ -160,6 +182,7 @@ class TimedOnPhone:
         *,
         warm_runs: int,
         memory: bool = False,
+        shape: Sequence[int] = (),
     ) -> str:
         """The first process is not warmed up: its first inference is what is asked for."""
         given = arguments(
@@ -171,6 +194,7 @@ class TimedOnPhone:
             warm_seconds=0 if memory else _WARM_SECONDS,
             most_seconds=self._settings.timeout,
             memory=memory,
+            shape=shape,
         )
         return command_line(self._tool.path, given, library_path(delegate))
 
@@ -192,15 +216,19 @@ class TimedOnPhone:
             cold_start_ms=(cold.initialized + cold.first_inference) / 1000,
             peak_memory_bytes=cold.peak_bytes,
             throughput_per_s=1000 / summary["mean"],
+            batch=None if artifact.batch_per_s is None else self._settings.batch,
+            batch_throughput_per_s=artifact.batch_per_s,
             figures={
                 "initialization_ms": cold.initialized / 1000,
                 "first_inference_ms": cold.first_inference / 1000,
+                **({} if cold.model_bytes is None else {"model_memory_bytes": cold.model_bytes}),
             },
             conditions={"phone": str(facts), **conditions},
             notes=[
                 f"on {facts}",
                 *cold.notes(delegate),
                 self._percentiles(artifact),
+                *artifact.notes,
                 *heat_notes(before, after, conditions["mhz_after_turns"]),
                 # Android's load average counts threads that wait for hardware: no idle phone's is low.
                 *noise(summary, threads if delegate.on_cpu else 1, facts.cores, {}),

@@ -60,7 +60,7 @@ DELEGATES = {
 def external_delegate(library: str, options: str) -> Delegate:
     """A vendor's delegate. `library`: its path there. `options`: as the tool takes them, `key:value;…`."""
     name = library.rpartition("/")[2]
-    flags = (f"--external_delegate_path={library}",)
+    flags: tuple[str, ...] = (f"--external_delegate_path={library}",)
     if options:
         flags += (f"--external_delegate_options={options}",)
     return Delegate(f"LiteRT/{name}", "EXTERNAL", f"delegate {name}", flags)
@@ -76,8 +76,12 @@ def arguments(
     warm_seconds: float,
     most_seconds: float,
     memory: bool = False,
+    shape: Sequence[int] = (),
 ) -> list[str]:
-    """For `runs` timed inferences of random input. `memory`: watch the peak too, which disturbs the times."""
+    """For `runs` timed inferences of random input. `memory`: watch the peak too, which disturbs the times.
+
+    `shape`: of the input, where it is not as in the file: several images at once.
+    """
     watched = (
         ("--report_peak_memory_footprint=true", f"--memory_footprint_check_interval_ms={_MEMORY_EVERY_MS}")
         if memory
@@ -93,6 +97,8 @@ def arguments(
         f"--warmup_min_secs={warm_seconds:g}",
         *watched,
         *delegate.flags,
+        # Any name will do; the tool asks only that these agree.
+        *(("--input_layer=image", f"--input_layer_shape={','.join(map(str, shape))}") if shape else ()),
     ]
 
 
@@ -100,15 +106,9 @@ def image_arguments(
     graph: str, delegate: Delegate, threads: int, shape: Sequence[int], image: str, output: str
 ) -> list[str]:
     """For one inference of a raw image [N, H, W, C] in the input's type; the output's bytes go to a file."""
-    plain = arguments(graph, delegate, threads, 1, warm_runs=0, warm_seconds=-1, most_seconds=60)
-    return [
-        *plain,
-        # Any name will do; the tool asks only that the three agree.
-        "--input_layer=image",
-        f"--input_layer_shape={','.join(map(str, shape))}",
-        f"--input_layer_value_files=image:{image}",
-        f"--output_filepath={output}",
-    ]
+    # Without a warm-up, as the tool itself does with --dry_run.
+    once = arguments(graph, delegate, threads, 1, warm_runs=0, warm_seconds=-1, most_seconds=60, shape=shape)
+    return [*once, f"--input_layer_value_files=image:{image}", f"--output_filepath={output}"]
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ class Report:
     """What one process said, times in microseconds.
 
     `delegated` of `nodes` operators went to the delegate that was asked for, in `partitions`; None where the
-    log does not say. `share`: "all", "some" or "none" of the graph; None for the CPU, where none is asked.
+    log does not say. `share`: "all", "some" or "none" of the graph; None for the CPU, where none is.
     `xnnpack`: XNNPACK was there for the CPU. `peak_bytes`: resident memory of the process, where it was
-    watched. `accelerators`: those that NNAPI knows.
+    watched; `model_bytes`: how far its peak rose since the tool began. `accelerators`: those of NNAPI.
     """
 
     initialized: float
@@ -156,14 +156,19 @@ class Report:
     nodes: int | None = None
     partitions: int | None = None
     peak_bytes: int | None = None
+    model_bytes: int | None = None
     accelerators: str = ""
     warnings: list[str] = field(default_factory=list)
 
     def runtime(self, asked: Delegate) -> str:
         """What really computed."""
         on_cpu = XNNPACK if self.xnnpack else _WITHOUT_XNNPACK
-        if asked.on_cpu or self.share == "none":
+        wanted = asked.runtime.rpartition("/")[2]
+        if asked.on_cpu:
             return on_cpu
+        if self.share == "none":
+            # Not the CPU's name alone: beside the figures of the CPU these would look like a second try.
+            return f"{on_cpu} instead of {wanted}"
         return asked.runtime if self.share == "all" else f"{asked.runtime} + {on_cpu.rpartition('/')[2]}"
 
     def notes(self, asked: Delegate) -> list[str]:
@@ -194,6 +199,7 @@ _REPLACING = re.compile(
     r"Replacing (\d+)(?: out of (\d+))? node\(s\) with delegate \((\w+)\) node, yielding (\d+) partitions"
 )
 _PEAK = re.compile(r"Overall peak memory footprint \(MB\) via periodic monitoring: ([\d.eE+]+)")
+_GROWN = re.compile(r"Memory footprint delta from the start of the tool \(MB\): .*overall=([\d.eE+]+)")
 _ACCELERATORS = re.compile(r"NNAPI accelerators available: \[(.*)\]")
 _XNNPACK_MADE = "Created TensorFlow Lite XNNPACK delegate for CPU"
 _XNNPACK_NODE = "TfLiteXNNPackDelegate"
@@ -220,7 +226,7 @@ def parse_report(code: int, text: str, asked: Delegate) -> Report:
     if code != 0 or timings is None or runs is None:
         raise MissingToolError(_complaint(text))
     replaced = [match for match in _REPLACING.finditer(text) if (match[3] == _XNNPACK_NODE) == asked.on_cpu]
-    peak, accelerators = _PEAK.search(text), _ACCELERATORS.search(text)
+    peak, grown, accelerators = _PEAK.search(text), _GROWN.search(text), _ACCELERATORS.search(text)
     return Report(
         initialized=float(timings[1]),
         first_inference=float(timings[2]),
@@ -231,6 +237,7 @@ def parse_report(code: int, text: str, asked: Delegate) -> Report:
         nodes=int(replaced[0][2]) if replaced and replaced[0][2] else None,
         partitions=sum(int(match[4]) for match in replaced) if replaced else None,
         peak_bytes=int(float(peak[1]) * 2**20) if peak else None,
+        model_bytes=int(float(grown[1]) * 2**20) if grown else None,
         accelerators=accelerators[1] if accelerators else "",
         warnings=[match[1].strip() for match in _COMPLAINT.finditer(text)],
     )
