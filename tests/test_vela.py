@@ -36,7 +36,7 @@ def test_an_estimate_is_cycles_at_the_boards_clock(tmp_path: Path, small_quantiz
     assert figures["sram_bytes"] > 0
     megahertz = 500 if "u55" in name else 1000
     assert f"at {megahertz} MHz" in benchmark.notes[-1]
-    assert latency == dict.fromkeys(("mean", "p50", "p95", "p99"), latency["p50"])
+    assert list(latency) == ["p50"]
     assert latency["p50"] == pytest.approx(figures["total_cycles"] / megahertz / 1000, rel=1e-6)
     layers = benchmark.layers
     assert {layer["runs_on"] for layer in layers} == {"NPU"}

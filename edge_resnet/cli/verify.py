@@ -30,7 +30,11 @@ def run(directory: Path, data: str | None, as_json: bool) -> int:
         for failure in proof.failures:
             print(f"edge-resnet: verification failed: {failure}", file=sys.stderr)
     if not result.failures and not as_json:
-        print(f"{directory}: all {len(result.proofs.artifacts)} artifacts are what their graph says")
+        artifacts = result.proofs.artifacts
+        unknown = [proof.path.name for proof in artifacts if proof.parity is None]
+        which = f"{len(artifacts) - len(unknown)} of" if unknown else "all"
+        rest = f"; not known of {', '.join(unknown)}" if unknown else ""
+        print(f"{directory}: {which} {len(artifacts)} artifacts are what their graph says{rest}")
     return 1 if result.failures else 0
 
 

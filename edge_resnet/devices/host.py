@@ -23,6 +23,7 @@ from edge_resnet.benchmark.timing import latency_summary, tail, warm_up
 from edge_resnet.devices.device import Answers, DeviceLostError, Job, Measurement, Request
 from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.progress import Advance
+from edge_resnet.targets import target_of_file
 
 __all__ = ["RUNTIMES", "Host", "Session", "measure_on_host", "noise", "steps_on_host"]
 
@@ -32,6 +33,7 @@ _COREML_SUFFIX = ".mlpackage"
 # A p95 this share above the median means that something else was running, or that the clock changed.
 _NOISY_TAIL = 0.5
 _IMAGES_AT_ONCE = 50
+_NO_MAC = "Core ML runs on a Mac only, and is measured there by --device apple; not measured here"
 
 
 class Session(Protocol):
@@ -87,12 +89,16 @@ def measure_on_host(
         if job.path.suffix not in (*RUNTIMES, _COREML_SUFFIX):
             raise InputError(f"{job.path}: not an artifact ({', '.join((*RUNTIMES, _COREML_SUFFIX))})")
     found = {job.key: Measurement() for job in jobs}
-    able = [job for job in jobs if job.path.suffix in RUNTIMES]
+    able = []
     for job in jobs:
-        if job not in able:
-            note = "Core ML runs on a Mac only, and is measured there by --device apple; not measured here"
-            found[job.key].benchmarks.append(without_figures(host.uri, "Core ML", host.kind, note))
-            advance(steps_on_host([job], request, host.timed))
+        name, note = "Core ML", _NO_MAC
+        if job.path.suffix in RUNTIMES:
+            if target_of_file(job.path).compiled_from is None:
+                able.append(job)
+                continue
+            name, note = RUNTIMES[job.path.suffix][1], "compiled for an NPU: it does not run on a CPU"
+        found[job.key].benchmarks.append(without_figures(host.uri, name, host.kind, note))
+        advance(steps_on_host([job], request, host.timed))
     if not able:
         return found
     runtimes = list(dict.fromkeys(RUNTIMES[job.path.suffix][0] for job in able))

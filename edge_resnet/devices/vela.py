@@ -81,10 +81,8 @@ class VelaDevice:
             estimate.version,
             1,
             KIND,
-            # One number for all: an estimate has no spread.
-            latency_ms=None
-            if milliseconds is None
-            else dict.fromkeys(("mean", "p50", "p95", "p99"), milliseconds),
+            # An estimate has no spread.
+            latency_ms=None if milliseconds is None else {"p50": milliseconds},
             throughput_per_s=None if milliseconds is None else 1000 / milliseconds,
             figures=estimate.figures,
             layers=estimate.layers,
