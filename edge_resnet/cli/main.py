@@ -305,6 +305,14 @@ def recipes(
 
 
 @app.command()
+def devices(json_: JsonOption = False) -> int:
+    """What --device takes: kinds of devices, and phones and boards with the source of their figures."""
+    from edge_resnet.cli.devices import print_devices
+
+    return print_devices(json_)
+
+
+@app.command()
 def doctor(json_: JsonOption = False) -> int:
     """What this machine can do, and the command that adds what it lacks."""
     from edge_resnet.cli.lists import run_doctor

@@ -45,6 +45,7 @@ SCHEMES = {
             "estimated",
         ),
         Scheme("tflm", ("tflm", "open_tflm"), "tflm://host", "TFLite Micro, on this machine", "emulated"),
+        Scheme("apple", ("apple", "open_apple"), "apple", "this Mac: Core ML on each compute unit", "measured"),
     )
 }
 
@@ -59,8 +60,16 @@ def open_device(uri: str) -> Device:
         module, function = SCHEMES[name].opener
         opener: Callable[[str], Device] = getattr(import_module(f"edge_resnet.devices.{module}"), function)
         return opener(uri)
-    near = difflib.get_close_matches(name, SCHEMES, n=1)
-    hint = f"did you mean {SCHEMES[near[0]].example}?" if near else "`edge-resnet devices` lists them"
+    from edge_resnet.devices.descriptions import described_names
+
+    described = described_names()
+    if uri in described:
+        from edge_resnet.devices.predicted import open_described
+
+        return open_described(uri)
+    near = difflib.get_close_matches(name, [*SCHEMES, *described], n=1)
+    example = SCHEMES[near[0]].example if near and near[0] in SCHEMES else "".join(near)
+    hint = f"did you mean {example}?" if near else "`edge-resnet devices` lists them"
     raise InputError(f"--device {uri}: no such device; {hint}")
 
 
