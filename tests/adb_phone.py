@@ -69,6 +69,7 @@ Current cooling devices from HAL:
 \tCoolingDevice{{mValue=0, mType=2, mName=fan}}
 END
 ;;
+power) echo "  mWakefulness=Awake";;
 battery) cat <<END
 Current Battery Service state:
   AC powered: false

@@ -70,15 +70,15 @@ def delegated(flags):
 
 
 def main():
-    flags, unknown = {}, []
+    flags, unknown, known = {}, [], KNOWN - set(FALLS.get("unknown", "").split())
     for argument in sys.argv[1:]:
         name, _, value = argument.removeprefix("--").partition("=")
-        if name in KNOWN - set(FALLS.get("unknown", "").split()):
+        if name in known:
             flags[name] = value
         else:
             unknown.append(argument)
     if "help" in flags:
-        log("usage: benchmark_model\nFlags:\n" + "\n".join(f"\t--{name}" for name in sorted(KNOWN)), "ERROR")
+        log("usage: benchmark_model\nFlags:\n" + "\n".join(f"\t--{name}" for name in sorted(known)), "ERROR")
         return 1
     if unknown:
         log("Unconsumed cmdline flags: " + " ".join(unknown), "WARN")

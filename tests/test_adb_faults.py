@@ -24,7 +24,7 @@ from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.graph.graph import Graph
 from edge_resnet.runners.litert import LiteRTRunner
 from tests.adb_device import AdbDevice
-from tests.adb_phone import QUICK, left_there, measure, tool_text
+from tests.adb_phone import QUICK, left_there, measure, tool_text, use_tool
 from tests.random_graphs import random_pixels
 
 
@@ -223,6 +223,13 @@ def test_a_tool_that_cannot_be_used(
         path.write_bytes(content)
     assert words in refused(f"adb://{phone.serial}", phone_jobs[:1])
     assert left_there(phone) == []
+
+
+def test_the_other_benchmark_model(
+    phone: AdbDevice, phone_jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tool(monkeypatch, tmp_path, unknown="input_layer_value_files output_filepath use_nnapi")
+    assert "is LiteRT's benchmark_model for the CompiledModel API" in refused("adb://", phone_jobs[:1])
 
 
 def test_an_old_phone(phone: AdbDevice, phone_jobs: list[Job], adb_server: Callable[..., str]) -> None:

@@ -267,21 +267,27 @@ soc=80
 {clock} {most}
 [load]
 4.00 3.50 3.20 2/900 1234
+[power]
+  mWakefulness={awake}
+{saver}
 """
 
 
-def _state(status: int = 0, clock: int = 2800000, most: int = 3200000) -> dict[str, object]:
-    return conditions_from(THERMAL.format(status=status, clock=clock, most=most), 8)
+def _state(
+    status: int = 0, clock: int = 2800000, most: int = 3200000, awake: str = "Awake", saver: int = 0
+) -> dict[str, object]:
+    text = THERMAL.format(status=status, clock=clock, most=most, awake=awake, saver=saver)
+    return conditions_from(text, 8)
 
 
 def test_conditions() -> None:
     assert _state() == {
         "mhz": [1800, 2800], "mhz_allowed": [2000, 3200], "load_per_core": 0.5, "celsius": 57.9,
         "skin_celsius": 34.351, "battery_celsius": 36.0, "battery_percent": 80.0, "battery": "Discharging",
-        "thermal_status": 0,
+        "thermal_status": 0, "awake": True, "battery_saver": False,
     }  # fmt: skip
     silent = conditions_from(
-        "Can't find service: thermalservice\n[battery]\n[zones]\n=\n[clocks]\n \n[load]\n", 8
+        "Can't find service: thermalservice\n[battery]\n[zones]\n=\n[clocks]\n \n[load]\n[power]\nnull\n", 8
     )
     assert set(silent.values()) == {None}
     assert set(conditions_from("", 8).values()) == {None}
@@ -296,6 +302,8 @@ def test_throttling_is_said() -> None:
     ]
     assert "was light all the time" in heat_notes(_state(1), _state(1), [])[0]
     assert "may run at 2400 MHz, 3200 MHz before" in heat_notes(_state(), _state(most=2400000), [])[0]
+    assert "the phone slept" in heat_notes(_state(awake="Dozing"), _state(), [])[0]
+    assert "battery saver" in heat_notes(_state(saver=1), _state(), [])[0]
     falling = [2800, 2800, 2600, 2600, 2200, 2200, 1900, 1900]
     assert "ran at 1900 MHz at the end, at first 2800" in heat_notes(_state(), _state(), falling)[0]
 

@@ -129,6 +129,11 @@ class AdbDevice:
                 f"{self.uri}: {binary.path} does not run on the phone ({lines[-1].strip()[:200]}): is it "
                 f"for {', '.join(session.facts.abis) or 'its processor'}? See {NIGHTLY} ({BENCHMARK_MODEL})"
             )
+        if "--num_runs" in said and "--input_layer_value_files" not in said:
+            raise MissingToolError(
+                f"{self.uri}: {binary.path} is LiteRT's benchmark_model for the CompiledModel API, which "
+                f"takes no images; take the Interpreter API's: {NIGHTLY}"
+            )
         return Tool(path, version)
 
     def _delegate(self, session: AdbSession, name: str) -> Delegate:

@@ -36,6 +36,7 @@ echo '[clocks]'; for core in /sys/devices/system/cpu/cpu[0-9]*/cpufreq; do
   echo "$(cat $core/scaling_cur_freq 2>/dev/null) $(cat $core/scaling_max_freq 2>/dev/null)"
 done
 echo '[load]'; cat /proc/loadavg 2>/dev/null
+echo '[power]'; dumpsys power 2>/dev/null | grep mWakefulness=; settings get global low_power 2>/dev/null
 """
 # Android's THERMAL_STATUS_*, PowerManager.
 _STATUSES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
@@ -86,15 +87,17 @@ def conditions_from(text: str, cores: int) -> dict[str, Any]:
     """From what CONDITIONS_SCRIPT printed, by the names that benchmark/worker.py has, and a few more.
 
     MHz by core as it was and as it may be at most; degrees Celsius of the hottest CPU sensor, the skin and
-    the battery; `thermal_status` from 0 (none) to 6 (shutdown). None: the phone does not tell.
+    the battery; `thermal_status` from 0 (none) to 6 (shutdown); `awake`: the screen is on. None: the phone
+    does not tell.
     """
-    parts = re.split(r"^\[(battery|zones|clocks|load)\]\s*$", text, flags=re.MULTILINE)
+    parts = re.split(r"^\[(battery|zones|clocks|load|power)\]\s*$", text, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=False))
     thermal = parts[0]
     battery = dict(line.strip().partition(": ")[::2] for line in sections.get("battery", "").splitlines())
     clocks = [line.split() for line in sections.get("clocks", "").splitlines()]
     status = re.search(r"Thermal Status: (\d+)", thermal)
-    load = sections.get("load", "").split()
+    load, power = sections.get("load", "").split(), sections.get("power", "")
+    awake = re.search(r"mWakefulness=(\w+)", power)
     now, most = ([pair[index] for pair in clocks if len(pair) > index] for index in (0, 1))
     heat = _temperatures(thermal)
     return {
@@ -107,11 +110,13 @@ def conditions_from(text: str, cores: int) -> dict[str, Any]:
         "battery_percent": _number(battery["level"]) if battery.get("level") else None,
         "battery": _BATTERY.get(int(_number(battery.get("status", "0")))),
         "thermal_status": int(status[1]) if status else None,
+        "awake": awake[1] == "Awake" if awake else None,
+        "battery_saver": {"0": False, "1": True}.get((power.split() or [""])[-1]),
     }
 
 
 def heat_notes(before: Mapping[str, Any], after: Mapping[str, Any], fastest_mhz: Sequence[int]) -> list[str]:
-    """What says that the phone slowed down meanwhile. `fastest_mhz`: of its cores, after each turn."""
+    """What says that the phone was slowed down. `fastest_mhz`: of its cores, after each turn."""
     notes = []
     first, last = before.get("thermal_status"), after.get("thermal_status")
     if first is not None and last is not None and last > first:
@@ -127,6 +132,10 @@ def heat_notes(before: Mapping[str, Any], after: Mapping[str, Any], fastest_mhz:
         end = sum(fastest_mhz[-quarter:]) / quarter
         if end < _SLOWER * start:
             notes.append(f"throttled: the fastest core ran at {end:.0f} MHz at the end, at first {start:.0f}")
+    if before.get("awake") is False:
+        notes.append("the phone slept, where Android holds clocks down: wake it, and keep its screen on")
+    if before.get("battery_saver"):
+        notes.append("the battery saver was on, which holds clocks down")
     return notes
 
 
