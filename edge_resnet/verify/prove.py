@@ -38,6 +38,9 @@ FLOAT_GRAPH = "float graph"
 # A runtime that computes in float16 (Core ML) or sums floats in another order may choose another class on
 # a few images; more than this share is a defect, not rounding.
 _MAX_DISAGREEMENT = 0.01
+# An NPU rounds twice where the reference rounds once (ResNet-20: 6 LSB, the same class on 200 of 200 images);
+# beyond this share it computes something else.
+_MAX_NPU_DISAGREEMENT = 0.1
 # Below this number of images a share says nothing; so many may disagree in any case.
 _FEW_DISAGREEMENTS = 2
 # On so many images the values of all tensors are looked at, and palettes compared with their own weights.
@@ -232,7 +235,9 @@ def _judge(proof: Proof, quantized: Graph) -> None:
     text, bits = _disagreement(parity), proof.target.palette_bits
     if text and bits is not None:
         proof.warnings.append(f"{name}: {text}: weights of {bits} bits are approximations")
-    elif text and proof.target.compiled_from is not None:
+    elif (
+        text and proof.target.compiled_from is not None and parity.top1_agreement >= 1 - _MAX_NPU_DISAGREEMENT
+    ):
         proof.warnings.append(f"{name}: {text}: the NPU rounds in its own way")
     elif text:
         proof.failures.append(f"{name}: {text}")
