@@ -1,4 +1,4 @@
-"""The targets vela and qnn-context: what vendors' compilers make of the int8 file, and what is known of it."""
+"""The targets vela and qnn-context: what vendors make of the int8 file, and what is known of it."""
 
 from __future__ import annotations
 
