@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -162,13 +163,17 @@ def test_an_interruption_leaves_nothing(
         "except KeyboardInterrupt:\n"
         "    sys.exit(130)\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, ssh_board.uri(), str(ssh_jobs[0].path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as child:
+    with (
+        tempfile.TemporaryDirectory(prefix="t-") as own,  # for what a killed process cannot remove
+        subprocess.Popen(
+            [sys.executable, "-c", code, ssh_board.uri(), str(ssh_jobs[0].path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": own},
+        ) as child,
+    ):
         assert child.stdout is not None
         assert child.stderr is not None
         assert child.stdout.readline(), child.stderr.read()

@@ -18,7 +18,7 @@ from edge_resnet.devices import board, ssh_environment
 from edge_resnet.devices.arm_root import PACKAGES, arm_shell
 from edge_resnet.devices.device import Job, Request
 from edge_resnet.devices.local import LocalDevice
-from edge_resnet.devices.ssh_environment import wheel_platforms
+from edge_resnet.devices.ssh_environment import download, wheel_platforms
 from edge_resnet.graph.graph import Graph
 from tests.random_graphs import random_pixels
 from tests.ssh_board import (
@@ -77,23 +77,30 @@ def test_one_runtime_that_cannot_be_had(
     assert left_there(bare) == KEPT
 
 
+def needs_an_index(folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "tqdm"]
+    if subprocess.run(command, capture_output=True, timeout=120).returncode:
+        pytest.skip("no package index can be reached from here")
+
+
+@pytest.mark.slow
+def test_wheels_for_another_machine(tmp_path: Path) -> None:
+    """Raspberry Pi OS 11: an older Python, an older C library, and ARM."""
+    needs_an_index(tmp_path)
+    facts = {"python": "3.9.2", "platform": "linux-aarch64", "bits": 64, "libc": ["glibc", "2.31"]}
+    folder = tmp_path / "wheels"
+    download(facts, "ssh://pi", "onnxruntime", folder)
+    names = {path.name.split("-")[0]: path.name for path in folder.iterdir()}
+    for package in ("numpy", "onnxruntime"):
+        assert "-cp39-cp39-manylinux" in names[package]
+        assert names[package].endswith("aarch64.whl")
+
+
 @pytest.mark.slow
 def test_wheels_are_sent_to_a_board_without_internet(
     bare: SshServer, ssh_jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(tmp_path),
-        "tqdm",
-    ]
-    if subprocess.run(command, capture_output=True, timeout=120).returncode:
-        pytest.skip("no package index can be reached from here")
+    needs_an_index(tmp_path)
     real = version("ai-edge-litert")
     found = measured(bare.uri(), ssh_jobs[:1])
     assert found[ssh_jobs[0].key].benchmarks[0].runtime_version == real

@@ -181,18 +181,18 @@ class Server:
 
     def _do_run(self, arguments: list[str], timeout: float) -> dict[str, Any]:
         try:
-            child = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                cwd=self._own,
-            )
+            with self._ending:  # the connection may break at any time, and nothing starts after the end
+                child = self._child = subprocess.Popen(
+                    arguments,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    cwd=self._own,
+                )
         except OSError as error:  # no such program, as a shell says it
             return {"code": 127, "output": str(error)}
         with child:
-            self._child = child
             try:
                 output, code = child.communicate(timeout=timeout)[0], child.returncode
             except subprocess.TimeoutExpired:

@@ -65,8 +65,9 @@ class Connection:
         self._broken: str | None = None
         self._unwilling: DeviceLostError | None = None
         self._known: dict[tuple[str, int, int], str] = {}
-        # Not TMPDIR's long path on macOS: a socket's name has a hundred characters at most.
-        self._own = Path(tempfile.mkdtemp(prefix="er-", dir="/tmp" if Path("/tmp").is_dir() else None))
+        # A socket's name has a hundred characters at most, and macOS's own folder takes half of them.
+        usual = tempfile.gettempdir()
+        self._own = Path(tempfile.mkdtemp(prefix="er-", dir=usual if len(usual) < 40 else "/tmp"))
         self._complaints: IO[bytes] = (self._own / "stderr").open("w+b")
         self._process: subprocess.Popen[bytes] | None = None
         try:

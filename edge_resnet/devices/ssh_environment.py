@@ -15,15 +15,17 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from edge_resnet.devices.ssh_connection import Connection
 from edge_resnet.devices.ssh_faults import full
 from edge_resnet.errors import MissingToolError
 
-__all__ = ["Environment", "environment", "wheel_platforms"]
+__all__ = ["Environment", "download", "environment", "wheel_platforms"]
 
 # The worker's name of the runtime: its package, and the module that must be importable.
 _PACKAGES = {
@@ -138,7 +140,7 @@ def _install(connection: Connection, python: str, requirement: str) -> None:
         )
     except _NoNetworkError:
         with tempfile.TemporaryDirectory(prefix="edge-resnet-") as folder:
-            _download(connection, requirement, Path(folder))
+            download(connection.facts, connection.target.uri, requirement, Path(folder))
             sent = [
                 connection.upload(path, f"wheels/{path.name}") for path in sorted(Path(folder).glob("*.whl"))
             ]
@@ -164,9 +166,8 @@ def _check_space(connection: Connection, output: str) -> None:
         raise full(connection.target.uri, connection.folder)
 
 
-def _download(connection: Connection, requirement: str, folder: Path) -> None:
-    """Wheels for the board, fetched by this machine."""
-    facts = connection.facts
+def download(facts: Mapping[str, Any], uri: str, requirement: str, folder: Path) -> None:
+    """Wheels for the board that board.py told `facts` of, fetched by this machine."""
     major, minor = str(facts["python"]).split(".")[:2]
     platforms = wheel_platforms(str(facts["platform"]), int(facts["bits"]), *facts["libc"])
     command = [
@@ -187,8 +188,7 @@ def _download(connection: Connection, requirement: str, folder: Path) -> None:
     if not _NO_NETWORK.search(output) and any(words in output for words in _NO_WHEEL):
         raise _NoWheelError(_last(output))
     raise MissingToolError(
-        f"{connection.target.uri}: it has no internet, and this machine cannot download {requirement} for "
-        f"it: {_last(output)}"
+        f"{uri}: it has no internet, and this machine cannot download {requirement} for it: {_last(output)}"
     )
 
 
