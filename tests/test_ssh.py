@@ -62,14 +62,15 @@ def test_files_travel_once(ssh_board: SshServer, ssh_jobs: list[Job]) -> None:
     first = {path.name: path.stat().st_ino for path in files.iterdir()}
     spoiled = next(path for path in files.iterdir() if path.suffix == ".onnx")
     spoiled.write_bytes(spoiled.read_bytes()[:-1] + b"?")  # a card that forgets
-    old = files / "unused.tflite"
-    old.write_bytes(b"x")
-    os.utime(old, (0, 0))
+    unused, users = files / f"{'0' * 64}.tflite", files / "holiday.jpg"
+    for path in (unused, users):
+        path.write_bytes(b"x")
+        os.utime(path, (0, 0))
     measured(ssh_board.uri(), ssh_jobs)
     second = {path.name: path.stat().st_ino for path in files.iterdir()}
     assert list(first) != []
     assert {name for name in first if first[name] != second.get(name)} == {spoiled.name}
-    assert set(second) == set(first)
+    assert set(second) == {*first, users.name}
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "busybox sh", "zsh", "tcsh", "fish"])

@@ -8,7 +8,7 @@
     {"do": "have", "name", "sha256"}               {"have": bool}
     {"do": "put", "name", "sha256", "size"} and so many bytes   {}
     {"do": "run", "arguments": [...], "timeout": s}   {"code": number or null, "output": its end}
-    {"do": "rename", "name", "to"}, {"do": "remove" or "touch", "name"}, {"do": "ping"}   {}
+    {"do": "keep", "name", "to"} renames, and dates as used now; {"do": "remove", "name"}, {"do": "ping"}   {}
     what the system refuses     {"error": "...", "errno": n, "free": bytes left there}
 
 Names are relative to FOLDER, which holds `files/` and `environments/`, kept for the next session until they
@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import runpy
 import select
 import shutil
@@ -38,9 +39,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_KEPT_DAYS = 30
 # A session's own files outlive it only where the power was cut.
-_ABANDONED_DAYS = 1
+_KEPT_DAYS, _ABANDONED_DAYS = 30, 1
+_PART = r"(?P<part>\.part-[0-9a-f]{16})?"
+_OURS = {
+    "files": (re.compile(rf"[0-9a-f]{{64}}(\.[a-z]+)?{_PART}"), _KEPT_DAYS),
+    "environments": (re.compile(rf"(ai-edge-litert|onnxruntime)-[0-9.]+-[a-z0-9-]+{_PART}"), _KEPT_DAYS),
+    "sessions": (re.compile(rf"[0-9a-f]{{16}}{_PART}"), _ABANDONED_DAYS),
+}
 _HEARTBEAT_S = 60
 # How long workers have to end by themselves.
 _GRACE_S = 3.0
@@ -124,6 +130,7 @@ class Server:
     def _beat(self) -> None:
         with self._writing, contextlib.suppress(OSError):
             os.write(self._answers, b"\n")
+            os.utime(self._own)  # not abandoned
 
     def _refusal(self, error: OSError) -> dict[str, Any]:
         try:
@@ -180,15 +187,11 @@ class Server:
         return chunk
 
     def _do_run(self, arguments: list[str], timeout: float) -> dict[str, Any]:
+        nothing, pipe, both = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
         try:
             with self._ending:  # the connection may break at any time, and nothing starts after the end
                 child = self._child = subprocess.Popen(
-                    arguments,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    cwd=self._own,
+                    arguments, stdin=nothing, stdout=pipe, stderr=both, start_new_session=True, cwd=self._own
                 )
         except OSError as error:  # no such program, as a shell says it
             return {"code": 127, "output": str(error)}
@@ -202,12 +205,10 @@ class Server:
                 self._child = None
         return {"code": code, "output": output.decode(errors="replace")[-_OUTPUT:]}
 
-    def _do_rename(self, name: str, to: str) -> dict[str, Any]:
-        os.replace(self._folder / name, self._folder / to)
-        return {}
-
-    def _do_touch(self, name: str) -> dict[str, Any]:
-        os.utime(self._folder / name)
+    def _do_keep(self, name: str, to: str) -> dict[str, Any]:
+        if name != to:
+            os.replace(self._folder / name, self._folder / to)
+        os.utime(self._folder / to)
         return {}
 
     def _do_remove(self, name: str) -> dict[str, Any]:
@@ -219,17 +220,13 @@ class Server:
         return {}
 
     def _tidy(self) -> None:
-        """What was not used for long goes: a board's card is small."""
-        for parent, days in (
-            ("files", _KEPT_DAYS),
-            ("environments", _KEPT_DAYS),
-            ("sessions", _ABANDONED_DAYS),
-        ):
+        """What was not used for long goes: a board's card is small. The folder may be one of the user's."""
+        for parent, (ours, days) in _OURS.items():
             for path in (self._folder / parent).iterdir():
-                part = ".part-" in path.name
+                found = ours.fullmatch(path.name)
                 with contextlib.suppress(OSError):
                     unused = time.time() - path.stat().st_mtime
-                    if unused > (_ABANDONED_DAYS if part else days) * 86400:
+                    if found and unused > (_ABANDONED_DAYS if found["part"] else days) * 86400:
                         self._do_remove(str(path))
 
     def _end(self) -> None:

@@ -88,7 +88,7 @@ def environment(connection: Connection, runtime: str) -> Environment:
             if there is None or connection.lost() is not None:
                 raise
             return Environment(own, (f"{package} {there} of the board, not {wanted} as here: {error}",))
-    connection.ask("touch", {"name": name})
+    connection.ask("keep", {"name": name, "to": name})
     if installed == wanted:
         return Environment(python)
     return Environment(
@@ -128,7 +128,7 @@ def _make(connection: Connection, name: str, package: str, wanted: str) -> None:
                 f"{connection.facts['python']} on {connection.facts['machine']}: {error}"
             ) from None
     connection.ask("remove", {"name": name})
-    connection.ask("rename", {"name": part, "to": name})
+    connection.ask("keep", {"name": part, "to": name})
 
 
 def _install(connection: Connection, python: str, requirement: str) -> None:
