@@ -35,6 +35,7 @@ from benchmarks.prediction_fit import (
     fit_curves,
     fit_spread,
     judge,
+    leave_out_devices,
     leave_out_models,
     outer_slope,
     prototype,
@@ -129,6 +130,7 @@ def examine(
         for model in MODELS
         for error in prototype(table, macs, [other for other in MODELS if other != model], model)
     ]
+    nothing, one = leave_out_devices(table, works, MODELS, "resnet50")
     groups = sorted({name[1:] for name in table})
     covered = dict(zip(map(_key, judged.errors), judged.covered, strict=True))
     report = {
@@ -145,7 +147,11 @@ def examine(
         },
         "prototype_models_left_out": _summary(first)
         | {"by_model": {model: _summary([e for e in first if e.model == model]) for model in MODELS}},
-        "devices_left_out": devices_left_out(table, works),
+        "devices_left_out": {
+            "nothing_known": _summary(nothing),
+            "one_model_known": _summary(one),
+            "note": "an unknown device is not predicted",
+        },
     }
     spread = widened(fit_spread(leave_out_models(table, works, MODELS)), steepest)
     overall = _summary(judged.errors, covered)
@@ -247,32 +253,6 @@ def other_models(
             ),
         },
     )
-
-
-def devices_left_out(table: Mapping[Name, Mapping[str, float]], works: Mapping[str, float]) -> dict[str, Any]:
-    """A device of which nothing is known, taken as the middle of the others; and one on which ResNet-50
-    alone was measured, which sets the scale of the others' middle curve.
-    """
-    curves = fit_curves(table, works, MODELS)
-    unknown, one_known = [], []
-    for name, row in table.items():
-        others = [curve for other, curve in curves.items() if other[1:] == name[1:] and other[0] != name[0]]
-        middle = {model: float(np.median([c.milliseconds(works[model]) for c in others])) for model in row}
-        shape = {
-            model: float(
-                np.median([c.milliseconds(works[model]) / c.milliseconds(works["resnet50"]) for c in others])
-            )
-            for model in row
-        }
-        for model, value in row.items():
-            unknown.append(Error(name, model, middle[model] / value, 0.0))
-            if model != "resnet50":
-                one_known.append(Error(name, model, row["resnet50"] * shape[model] / value, 0.0))
-    return {
-        "nothing_known": _summary(unknown),
-        "one_model_known": _summary(one_known),
-        "note": "an unknown device is not predicted",
-    }
 
 
 def _key(error: Error) -> tuple[Name, str]:

@@ -193,3 +193,25 @@ def prototype(table: Table, macs: Mapping[str, float], models: Sequence[str], mo
         away = distance(macs[model], [macs[other] for other in known])
         errors.append(Error(name, model, value / figures[model], away))
     return errors
+
+
+def leave_out_devices(
+    table: Table, works: Mapping[str, float], models: Sequence[str], known: str
+) -> tuple[list[Error], list[Error]]:
+    """The errors about a device of which nothing is known, taken as the middle of the others; and about one
+    on which the model `known` alone was measured, which sets the scale of the others' middle curve.
+    """
+    curves = fit_curves(table, works, models)
+    nothing: list[Error] = []
+    one: list[Error] = []
+    for name, row in table.items():
+        others = [curve for other, curve in curves.items() if other[1:] == name[1:] and other[0] != name[0]]
+        for model, value in row.items():
+            times = [curve.milliseconds(works[model]) for curve in others]
+            nothing.append(Error(name, model, float(np.median(times)) / value, 0.0))
+            if model != known and known in row:
+                shapes = [
+                    curve.milliseconds(works[model]) / curve.milliseconds(works[known]) for curve in others
+                ]
+                one.append(Error(name, model, row[known] * float(np.median(shapes)) / value, 0.0))
+    return nothing, one

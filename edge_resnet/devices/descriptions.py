@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from edge_resnet.errors import InputError
 from edge_resnet.recipe.lines import Document, read_document
-from edge_resnet.recipe.problems import Key, explain
+from edge_resnet.recipe.problems import explain
 
 __all__ = [
     "Description",
@@ -93,7 +93,7 @@ def find_description(name: str, folder: Path | None = None) -> tuple[Description
     description = read_description(path)
     if description.figures is not None:
         return description, description.figures
-    where = _document(path).place(("same_chip_as",))
+    where = read_document(path).place(("same_chip_as",))
     like = folder / f"{description.same_chip_as}.yaml"
     if description.same_chip_as not in described_names(folder):
         raise InputError(f"{where}: same_chip_as: there is no {like.name} here")
@@ -110,26 +110,30 @@ def read_descriptions(folder: Path | None = None) -> Mapping[str, tuple[Descript
 
 def read_description(path: Path) -> Description:
     """Raises InputError with the file and the line: unreadable, not YAML, an unknown key, a wrong value."""
-    document = _document(path)
+    document = read_document(path)
     if not isinstance(document.values, dict):
         raise InputError(f"{path}: a description is a mapping of keys to values")
     try:
         description = Description.model_validate(document.values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        if problem["type"] == _CHOICE:
-            raise InputError(f"{path}: {problem['msg']}") from None
-        key, message = _explained(problem["loc"], *explain(problem, Description))
-        raise InputError(f"{document.place(key)}: {message}") from None
+        raise _refused(document, error) from None
     if description.name != path.stem:
         raise InputError(f"{document.place(('name',))}: name: {description.name!r}, in a file {path.name}")
     return description
 
 
-def _explained(location: Key, key: Key, message: str) -> tuple[Key, str]:
-    """Pydantic marks a wrong key of a mapping by a last part that the file does not have."""
-    return (location[:-1], message) if location and location[-1] == "[key]" else (key, message)
-
-
-def _document(path: Path) -> Document:
-    return read_document(path)
+def _refused(document: Document, error: ValidationError) -> InputError:
+    """A misspelt key first: what is then missing follows from it."""
+    problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    location = problem["loc"]
+    if problem["type"] == _CHOICE:
+        return InputError(f"{document.path}: {problem['msg']}")
+    if problem["type"] == "missing":
+        return InputError(f"{document.place(location)}: {'.'.join(map(str, location))} is missing")
+    if location[-1] == "[key]":  # how pydantic marks a wrong key of a mapping
+        where = location[:-1]
+        return InputError(
+            f"{document.place(where)}: unknown key {'.'.join(map(str, where))!r}; {problem['msg']}"
+        )
+    key, message = explain(problem, Description)
+    return InputError(f"{document.place(key)}: {message}")

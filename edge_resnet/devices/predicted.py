@@ -10,11 +10,12 @@ from edge_resnet.benchmark.result import BenchmarkResult, without_figures
 from edge_resnet.devices.descriptions import Description, Figures, find_description
 from edge_resnet.devices.device import Job, Measurement, Request
 from edge_resnet.devices.prediction import Fitted, Prediction, Series, load_fitted, unlike_fitted
-from edge_resnet.errors import InputError
+from edge_resnet.errors import EdgeResnetError, InputError
 from edge_resnet.frontends.model_files import is_model_file, open_model_file
 from edge_resnet.frontends.sources import import_graph, resolve_preprocess
 from edge_resnet.graph.graph import Graph
 from edge_resnet.progress import Advance
+from edge_resnet.targets import target_of_file
 
 __all__ = ["PredictedDevice", "open_described"]
 
@@ -28,7 +29,7 @@ _NEAR = 0.05
 
 @dataclass(frozen=True)
 class PredictedDevice:
-    """A Device that answers no images."""
+    """A Device that answers no images: a prediction computes nothing."""
 
     uri: str
     description: Description
@@ -40,7 +41,7 @@ class PredictedDevice:
         return len(jobs)
 
     def measure(self, jobs: Sequence[Job], request: Request, advance: Advance) -> dict[str, Measurement]:
-        """Raises InputError for a file that cannot be read."""
+        """A job of which nothing can be predicted has a result without figures, with a note that says why."""
         found = {}
         for job in jobs:
             found[job.key] = Measurement([self._predicted(job)])
@@ -50,25 +51,20 @@ class PredictedDevice:
     def _predicted(self, job: Job) -> BenchmarkResult:
         if job.path.suffix not in _RUNTIMES:
             what = f"no published figures of {job.path.suffix} files"
-            return self._without(
-                "none", f"no prediction: {what}; of {' and '.join(_RUNTIMES)} there are some"
-            )
+            return self._without("none", f"no prediction: {what}, only of {' and '.join(_RUNTIMES)}")
         runtime, name = _RUNTIMES[job.path.suffix]
-        graph = job.graph or _graph_of(job.path)
-        if graph.is_mixed:
+        if target_of_file(job.path).compiled_from is not None:
             return self._without(
-                name,
-                "no prediction: the file is part int8, part float, and figures are published of neither mix",
+                name, "no prediction: the file is compiled for one NPU, and runs on no other"
             )
+        try:
+            graph = job.graph or _graph_of(job.path)
+        except EdgeResnetError as error:
+            return self._without(name, f"no prediction: {error}")
+        if graph.is_mixed:
+            return self._without(name, "no prediction: no figures of files that are part int8, part float")
         precision = "w8a8" if graph.is_quantized else "float"
-        series = next(
-            (
-                one
-                for one in self.fitted.of(self.figures.device, self.figures.release)
-                if (one.runtime, one.precision) == (runtime, precision)
-            ),
-            None,
-        )
+        series = self.fitted.find(self.figures.device, self.figures.release, runtime, precision)
         if series is None:
             what = f"{name} {_PRECISIONS[precision]} on {self.figures.device}"
             return self._without(name, f"no prediction: {self.figures.source_words} has no figures of {what}")

@@ -123,8 +123,12 @@ class Fitted:
     left_out: Mapping[str, float]
     series: tuple[Series, ...]
 
-    def of(self, device: str, release: str) -> list[Series]:
-        return [one for one in self.series if (one.device, one.release) == (device, release)]
+    def find(self, device: str, release: str, runtime: str, precision: str) -> Series | None:
+        wanted = (device, release, runtime, precision)
+        for one in self.series:
+            if (one.device, one.release, one.runtime, one.precision) == wanted:
+                return one
+        return None
 
     def predict(self, series: Series, graph: Graph) -> Prediction:
         work = self.unit.of(graph)

@@ -45,7 +45,9 @@ SCHEMES = {
             "estimated",
         ),
         Scheme("tflm", ("tflm", "open_tflm"), "tflm://host", "TFLite Micro, on this machine", "emulated"),
-        Scheme("apple", ("apple", "open_apple"), "apple", "this Mac: Core ML on each compute unit", "measured"),
+        Scheme(
+            "apple", ("apple", "open_apple"), "apple", "this Mac: Core ML on each compute unit", "measured"
+        ),
     )
 }
 
