@@ -61,7 +61,10 @@ def main() -> None:
             for name, quantized in graphs.items():
                 if _asked(name, cpu) and name not in _done(options.images).get(cpu, {}):
                     print(f"{cpu}, {name}: {options.images} images", file=sys.stderr)
-                    _add(cpu, name, _row(device, name, quantized, pixels, labels), options.images)
+                    row = _row(device, name, quantized, pixels, labels)
+                    rows = _done(options.images)  # another process may have added to it meanwhile
+                    _save(rows | {cpu: rows.get(cpu, {}) | {name: row}}, options.images)
+        _save(_done(options.images), options.images)
     except EdgeResnetError as error:
         sys.exit(f"error: {error}")
 
@@ -90,9 +93,7 @@ def _done(images: int) -> dict[str, Any]:
     return dict(before["cpus"]) if same else {}
 
 
-def _add(cpu: str, name: str, row: dict[str, Any], images: int) -> None:
-    rows = _done(images)
-    rows[cpu] = rows.get(cpu, {}) | {name: row}
+def _save(rows: dict[str, Any], images: int) -> None:
     figures = {
         "seed": SEED,
         "images": images,

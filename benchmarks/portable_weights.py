@@ -10,7 +10,6 @@ compared with the integer reference; the accuracy on all 10,000 test images is L
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,16 +18,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks import record
-from benchmarks.haswell import INSTALL, emulator, haswell_logits
+from benchmarks.emulation import logits_on
 from benchmarks.models import SEED, cifar, floating, pixels_of
 from edge_resnet.compression.calibrate import calibrate
 from edge_resnet.compression.quantize import PORTABLE_LIMIT, quantize
+from edge_resnet.devices.instruction_counts import emulator_version
+from edge_resnet.devices.local import LocalDevice
+from edge_resnet.devices.qemu import open_qemu, x86_emulator
+from edge_resnet.errors import MissingToolError
 from edge_resnet.export.onnx import onnx_bytes
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import lower_for_integers
 from edge_resnet.graph.reference import ReferenceExecutor, dequantize
 from edge_resnet.recipe import Calibration, Export
-from edge_resnet.runners.onnxruntime import OnnxRuntimeRunner
 from edge_resnet.targets import TARGETS
 from edge_resnet.verify.parity import ParityTally
 
@@ -40,9 +42,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=300)
     count = parser.parse_args().images
-    program = emulator()
-    if program is None:
-        sys.exit(INSTALL)
     data = record.real_data()
     train, test = cifar(data)
     graph, preprocess = floating("resnet20", data / "resnet20-cifar10.pt")
@@ -53,35 +52,31 @@ def main() -> None:
     pixels, labels = pixels_of(test, preprocess, 10_000)
 
     some = pixels[:count]
-    files = {name: onnx_bytes(quantized) for name, quantized in graphs.items()}
+    files = {f"{name}.onnx": onnx_bytes(quantized) for name, quantized in graphs.items()}
     print(f"{count} images on the emulated Haswell", file=sys.stderr)
-    emulated = haswell_logits(files, some)
+    try:
+        here = logits_on(LocalDevice(), files, some)
+        emulated = logits_on(open_qemu("qemu://x86-haswell"), files, some)
+    except MissingToolError as error:
+        sys.exit(f"error: {error}")
     rows: dict[str, Any] = {}
     for name, quantized in graphs.items():
         rows[name] = {
-            "this CPU": _compare(quantized, some, labels[:count], _here(files[name], some)),
-            "emulated Haswell": _compare(quantized, some, labels[:count], emulated[name]),
+            "this CPU": _compare(quantized, some, labels[:count], here[f"{name}.onnx"]),
+            "emulated Haswell": _compare(quantized, some, labels[:count], emulated[f"{name}.onnx"]),
             "LiteRT top-1, 10,000 images": _litert_top1(quantized, pixels, labels),
         }
-    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     record.save(
         "portable_weights",
         {
             "seed": SEED,
-            "qemu": version.stdout.splitlines()[0],
+            "qemu": ".".join(map(str, emulator_version(x86_emulator()))),
             "images": count,
             "calibration_images": CALIBRATION_IMAGES,
             "estimator": Calibration().estimator,
             "weights": rows,
         },
     )
-
-
-def _here(file: bytes, pixels: np.ndarray) -> np.ndarray:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        path.write_bytes(file)
-        return OnnxRuntimeRunner(path, threads=1).logits(pixels)
 
 
 def _compare(graph: Graph, pixels: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:

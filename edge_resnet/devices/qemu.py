@@ -29,7 +29,7 @@ from edge_resnet.devices.instruction_counts import count_instructions, emulator_
 from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.progress import Advance
 
-__all__ = ["X86_CPUS", "EmulatedCpu", "X86Cpu", "open_qemu"]
+__all__ = ["X86_CPUS", "EmulatedCpu", "X86Cpu", "open_qemu", "x86_emulator"]
 
 # Emulation takes 100 to 1,000 times as long: a quarter of a minute for an image of ResNet-50.
 _TIMEOUT_S = 3600.0
@@ -159,16 +159,22 @@ def open_qemu(uri: str) -> EmulatedCpu:
     return EmulatedCpu(cpu)
 
 
+def x86_emulator() -> str:
+    """The path of qemu's program for x86-64."""
+    found = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
+    if found is None:
+        raise MissingToolError(
+            "qemu-x86_64 is not installed: apt-get install qemu-user-static (Debian, Ubuntu)"
+        )
+    return found
+
+
 def _x86_command(cpu: X86Cpu) -> _Command:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise MissingToolError(
             f"{cpu.model} is emulated on x86-64 Linux only, with the environment that runs there"
         )
-    usual = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
-    if usual is None:
-        raise MissingToolError(
-            "qemu-x86_64 is not installed: apt-get install qemu-user-static (Debian, Ubuntu)"
-        )
+    usual = x86_emulator()
 
     def command(emulator: Sequence[str], arguments: Sequence[str]) -> list[str]:
         program = [*(emulator or [usual])]
