@@ -184,6 +184,24 @@ def test_several_images_at_once(phone: AdbDevice, phone_jobs: list[Job], small_q
     assert any(f"--input_layer_shape=8,{height},{width},3" in command for command in phone.commands)
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_what_a_gpu_compiles_is_kept_for_the_next_process(
+    phone: AdbDevice, phone_jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool
+) -> None:
+    unknown = "delegate_serialize_dir delegate_serialize_token" if old else ""
+    use_tool(monkeypatch, tmp_path, compiles=1.0, unknown=unknown)
+    monkeypatch.setattr(adb_timing, "_MOST_STARTING", 0.9)
+    (result,) = measure(f"adb://{phone.serial}/gpu", phone_jobs[:1])["uint8"].benchmarks
+    assert result.latency_ms is not None, result.notes
+    assert result.figures["initialization_ms"] > 1000
+    if old:
+        assert "of the averages of 1 process with 3 runs each" in result.notes[2]
+    else:
+        assert "single inferences, of 1 process with" in result.notes[2]
+        assert "found what the delegate had compiled before" in result.notes[3]
+    assert left_there(phone) == []
+
+
 def test_throttling_is_noted(
     phone: AdbDevice, phone_jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from edge_resnet.devices.adb_tools import (
     check_architecture,
     delegate_files,
 )
-from edge_resnet.devices.benchmark_model import DELEGATES, Delegate, external_delegate
+from edge_resnet.devices.benchmark_model import DELEGATES, KEEPING, Delegate, external_delegate
 from edge_resnet.devices.device import DeviceLostError, Job, Measurement, Request
 from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.files import sha256_of
@@ -134,7 +134,7 @@ class AdbDevice:
                 f"{self.uri}: {binary.path} is LiteRT's benchmark_model for the CompiledModel API, which "
                 f"takes no images; take the Interpreter API's: {NIGHTLY}"
             )
-        return Tool(path, version)
+        return Tool(path, version, keeps=KEEPING in said)
 
     def _delegate(self, session: AdbSession, name: str) -> Delegate:
         if name != _EXTERNAL:

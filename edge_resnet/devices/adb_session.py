@@ -36,7 +36,7 @@ _DIGITS = 20
 _FULL = "No space left on device"
 # Runs whose computer was switched off are removed after a day, programs not used for a month.
 _PREPARE = """\
-mkdir -p {folder}/tools && mkdir {own} || exit 1
+mkdir -p {folder}/tools && mkdir {own} {own}/compiled || exit 1
 find {folder} -maxdepth 1 -name 'run-*' -mtime +0 -exec rm -rf {{}} + 2>/dev/null
 find {folder}/tools -mindepth 1 -maxdepth 1 -mtime +30 -exec rm -rf {{}} + 2>/dev/null
 exit 0"""

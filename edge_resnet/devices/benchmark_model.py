@@ -15,6 +15,7 @@ from edge_resnet.errors import MissingToolError
 
 __all__ = [
     "DELEGATES",
+    "KEEPING",
     "MOST_EXACT",
     "XNNPACK",
     "Delegate",
@@ -32,6 +33,7 @@ XNNPACK = "LiteRT/XNNPACK"
 _WITHOUT_XNNPACK = "LiteRT/CPU kernels"
 # Of the peak memory; the tool's own default, 50 ms, is longer than a small model's whole life.
 _MEMORY_EVERY_MS = 5
+KEEPING = "--delegate_serialize_dir"
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,23 @@ def arguments(
     most_seconds: float,
     memory: bool = False,
     shape: Sequence[int] = (),
+    compiled: str = "",
 ) -> list[str]:
     """For `runs` timed inferences of random input. `memory`: watch the peak too, which disturbs the times.
 
-    `shape`: of the input, where it is not as in the file: several images at once.
+    `shape`: of the input, where it is not as in the file: several images at once. `compiled`: a folder there
+    in which the delegate keeps what it compiles, for the next process.
     """
-    watched = (
-        ("--report_peak_memory_footprint=true", f"--memory_footprint_check_interval_ms={_MEMORY_EVERY_MS}")
-        if memory
-        else ()
-    )
+    more = list(delegate.flags)
+    if memory:
+        every = f"--memory_footprint_check_interval_ms={_MEMORY_EVERY_MS}"
+        more += ["--report_peak_memory_footprint=true", every]
+    if compiled:
+        # Our artifacts are named by their content: the token must be the model's own.
+        more += [f"{KEEPING}={compiled}", f"--delegate_serialize_token={graph.rpartition('/')[2]}"]
+    if shape:
+        # Any name will do; the tool asks only that these agree.
+        more += ["--input_layer=image", f"--input_layer_shape={','.join(map(str, shape))}"]
     return [
         f"--graph={graph}",
         f"--num_threads={threads}",
@@ -95,10 +104,7 @@ def arguments(
         f"--max_secs={most_seconds:g}",
         f"--warmup_runs={warm_runs}",
         f"--warmup_min_secs={warm_seconds:g}",
-        *watched,
-        *delegate.flags,
-        # Any name will do; the tool asks only that these agree.
-        *(("--input_layer=image", f"--input_layer_shape={','.join(map(str, shape))}") if shape else ()),
+        *more,
     ]
 
 
