@@ -14,15 +14,19 @@ import pytest
 from edge_resnet.devices import emulated
 from edge_resnet.errors import MissingToolError, VerificationError
 from edge_resnet.export.compiled import check_compiler
+from edge_resnet.export.hexagon_windows import widen_windows
+from edge_resnet.export.onnx import onnx_bytes
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.mixed_executor import MixedExecutor
 from edge_resnet.graph.nodes import IntWeights, Linear
 from edge_resnet.recipe import Export
 from edge_resnet.runners.hexagon import HexagonRunner
+from edge_resnet.runners.onnxruntime import OnnxRuntimeRunner
 from edge_resnet.targets import TARGETS, target_of_file
 from edge_resnet.verify.prove import Proof, prove
+from tests.conftest import quantized
 from tests.npu_files import INSTALL, measure
-from tests.random_graphs import random_pixels
+from tests.random_graphs import random_graph, random_pixels
 
 Command = Callable[..., tuple[int, str, str]]
 COMPILED = {"vela": "ethosu", "qnn-context": "onnxruntime_qnn"}
@@ -105,6 +109,30 @@ def test_another_model_of_the_same_name_is_seen(tmp_path: Path, small_quantized:
     other = small_quantized.with_nodes([*small_quantized.nodes[:-1], replace(last, weights=weights)])
     (failure,) = _proof(_written("qnn-context", other, tmp_path), small_quantized).failures
     assert "m-qnn-context.onnx: top-1 differs from the reference executor's on " in failure
+
+
+@needs_qnn
+@pytest.mark.parametrize("architecture", [68, 73])
+@pytest.mark.parametrize("seed", [1, 14])  # an average over 2x2; a ReLU behind an addition
+def test_what_the_compiler_gets_wrong_is_written_otherwise(
+    tmp_path: Path, seed: int, architecture: int
+) -> None:
+    graph = quantized(random_graph(seed, blocks=3))
+    path = _written("qnn-context", graph, tmp_path, Export(qnn_htp=architecture))
+    proof = _proof(path, graph)
+    assert proof.parity is not None
+    assert proof.parity.max_lsb is not None
+    assert proof.parity.max_lsb <= 4
+
+
+def test_wider_windows_compute_the_same(tmp_path: Path) -> None:
+    graph = quantized(random_graph(1, blocks=3))
+    pixels = random_pixels(graph, 5)
+    content = bytes(onnx_bytes(graph))
+    path = tmp_path / "wide.onnx"
+    path.write_bytes(widen_windows(content))
+    assert path.stat().st_size > len(content)
+    np.testing.assert_array_equal(OnnxRuntimeRunner(path).logits(pixels), MixedExecutor(graph).logits(pixels))
 
 
 @needs_qnn

@@ -1,6 +1,7 @@
 """Files that a vendor's compiler makes of an int8 file, to ship to one kind of NPU.
 
-What was compiled is this program's own int8 file, byte for byte; the result is the compiler's own format.
+What was compiled is this program's own int8 file (for Hexagon see hexagon_windows.py); the result is the
+compiler's own format.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from edge_resnet.export.hexagon_windows import widen_windows
 from edge_resnet.export.onnx import onnx_bytes
 from edge_resnet.export.tflite import IoType, tflite_bytes
 from edge_resnet.files import atomic_write
@@ -48,4 +50,5 @@ def write_qnn_context(graph: Graph, path: Path, export: Export) -> None:
     """For the Hexagon architecture of the recipe; the context binary is inside the ONNX file."""
     from edge_resnet.devices.qnn import compile_for_hexagon
 
-    atomic_write(path, compile_for_hexagon(onnx_bytes(graph), str(export.qnn_htp), graph.name))
+    source = widen_windows(onnx_bytes(graph))
+    atomic_write(path, compile_for_hexagon(source, str(export.qnn_htp), graph.name))

@@ -24,6 +24,7 @@ from edge_resnet.graph.nodes import (
     PadChannels,
     Padding,
     PadMode,
+    QuantParams,
     Relu,
     Reshape,
     Sigmoid,
@@ -88,9 +89,20 @@ def _pad_channels(writer: OnnxWriter, node: PadChannels) -> None:
 
 def _relu(writer: OnnxWriter, node: Relu) -> None:
     if node.quant is not None:
-        writer.emit("Clip", node, [writer.source(node), *_clip_ends(writer, node)])
+        # Not a Clip where a Relu says the same: behind an Add, Qualcomm's QNN (2.7.0) takes a Clip whose
+        # upper end is not below the tensor's largest value for no operation, and lets negative sums through.
+        if _is_plain(node, node.quant):
+            writer.emit("Relu", node, [writer.source(node)])
+        else:
+            writer.emit("Clip", node, [writer.source(node), *_clip_ends(writer, node)])
     else:
         writer.made[node.name] = writer.clip(writer.source(node), node, node.activation)
+
+
+def _is_plain(node: Relu, quant: QuantParams) -> bool:
+    """Whether the integers end before the activation does."""
+    limit = node.activation.limit
+    return limit is None or limit >= (127 - quant.zero_point) * quant.scale
 
 
 def _clip_ends(writer: OnnxWriter, node: Relu) -> list[str]:
