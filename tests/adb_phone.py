@@ -32,6 +32,8 @@ def adb_server() -> Iterator[Callable[..., str]]:
     """A server of its own: the user's phones and server are left alone."""
     if shutil.which("adb") is None:
         pytest.skip("adb is not installed: apt-get install adb")
+    if not Path("/proc/self").exists():
+        pytest.skip("the stand-in for a phone needs Linux's /proc")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
@@ -84,7 +86,7 @@ esac
 GETPROP = """#!/bin/sh
 case $1 in
 ro.product.manufacturer) echo Samsung;;
-ro.product.model) echo SM-S921B;;
+ro.product.model) printf 'SM-S\\033[31m921B\\n';;
 ro.build.version.release) echo 15;;
 ro.build.version.sdk) echo 35;;
 ro.soc.manufacturer) echo Qualcomm;;

@@ -101,6 +101,9 @@ def main():
     log("STARTING!")
     log(f"Num threads: [{flags['num_threads']}]")
     log(f"Graph: [{flags['graph']}]")
+    if FALLS.get("full"):
+        log("write error: No space left on device", "ERROR")
+        return 1
     if FALLS.get("hangs") == ("later" if float(flags["warmup_min_secs"]) else "at once"):
         time.sleep(600)
     begun = time.perf_counter_ns()

@@ -42,7 +42,7 @@ def test_a_phone_is_measured(phone: AdbDevice, phone_jobs: list[Job], tmp_path: 
             assert result.cold_start_ms > result.figures["initialization_ms"] > 0
             assert result.peak_memory_bytes > result.figures["model_memory_bytes"] > 1e6
             assert result.batch is None
-            assert result.notes[0] == "on Samsung SM-S921B, Qualcomm SM8650, Android 15 (API 35)"
+            assert result.notes[0] == "on Samsung SM-S[31m921B, Qualcomm SM8650, Android 15 (API 35)"
             before = result.conditions["before"]
             assert before["celsius"] == 57.9
             assert before["battery_celsius"] == 28.4

@@ -101,6 +101,13 @@ def test_a_full_phone(phone: AdbDevice, phone_jobs: list[Job]) -> None:
     assert left_there(phone) == []
 
 
+def test_a_phone_that_gets_full_on_the_way(
+    phone: AdbDevice, phone_jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tool(monkeypatch, tmp_path, full=True)
+    assert "no room left on the phone: make room in /data/local/tmp" in refused("adb://", phone_jobs[:1])
+
+
 def test_no_phone_or_another_or_several(
     phone: AdbDevice, phone_jobs: list[Job], adb_server: Callable[..., str], tmp_path: Path
 ) -> None:

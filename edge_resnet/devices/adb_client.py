@@ -146,13 +146,15 @@ class Phone:
         self._boot = self._boot_id()
 
     def shell(self, script: str, timeout: float) -> tuple[int, str]:
-        """Exit code, and what it printed, errors among it. Raises TimedOutError."""
+        """Exit code, and what it printed, errors among it, without control characters: it is another
+        machine's, and some of it is shown. Raises TimedOutError.
+        """
         wrapped = f"( {script}\n) 2>&1; echo {_END} $?"
         done = self._adb.run(["-s", self.serial, "shell", wrapped], timeout)
         text, found, code = done.stdout.replace("\r\n", "\n").rpartition(_END)
         if not found or not code.strip().isdigit():
             raise DeviceLostError(self.gone() or self._odd(done))
-        return int(code), text
+        return int(code), "".join(sign for sign in text if sign.isprintable() or sign in "\n\t")
 
     def push(self, local: Path, remote: str) -> None:
         """Raises DeviceLostError, also where there is no room for it there."""
@@ -207,7 +209,7 @@ class Phone:
         return done.stdout.strip() or None
 
     def _odd(self, done: subprocess.CompletedProcess[str]) -> str:
-        return f"{self._uri}: the phone broke off: {_said(done)}"
+        return f"{self._uri}: the connection to the phone broke off ({_said(done)})"
 
 
 def _attached(line: str) -> Attached:

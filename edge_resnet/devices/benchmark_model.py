@@ -83,8 +83,8 @@ def arguments(
 ) -> list[str]:
     """For `runs` timed inferences of random input. `memory`: watch the peak too, which disturbs the times.
 
-    `shape`: of the input, where it is not as in the file: several images at once. `compiled`: a folder there
-    in which the delegate keeps what it compiles, for the next process.
+    `shape`: of the input, for several images at once. `compiled`: a folder where the delegate keeps what it
+    compiles, for the next process.
     """
     more = list(delegate.flags)
     if memory:
@@ -112,7 +112,6 @@ def image_arguments(
     graph: str, delegate: Delegate, threads: int, shape: Sequence[int], image: str, output: str
 ) -> list[str]:
     """For one inference of a raw image [N, H, W, C] in the input's type; the output's bytes go to a file."""
-    # Without a warm-up, as the tool itself does with --dry_run.
     once = arguments(graph, delegate, threads, 1, warm_runs=0, warm_seconds=-1, most_seconds=60, shape=shape)
     return [*once, f"--input_layer_value_files=image:{image}", f"--output_filepath={output}"]
 
