@@ -45,6 +45,9 @@ _BRIDGE = (
 class AppleProcess(WorkerProcess):
     """apple_worker.py, running."""
 
+    def __enter__(self) -> AppleProcess:
+        return self
+
     def plan(self) -> list[dict[str, Any]]:
         """Which processor runs each operation; see apple_worker.plan_rows."""
         layers: list[dict[str, Any]] = self._asked({"plan": True})["layers"]

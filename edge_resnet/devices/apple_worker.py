@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from edge_resnet.export.coreml_library import import_coremltools
 
-__all__ = ["UNITS", "ModelOnUnits", "main", "plan_rows"]
+__all__ = ["UNITS", "ModelOnUnits", "image_size", "main", "plan_rows"]
 
 UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL")
 _SEED = 0
@@ -48,8 +48,7 @@ class ModelOnUnits:
         # That Core ML refused the program is only a warning of coremltools, and the model is then inert.
         if getattr(self._model, "__proxy__", True) is None:
             raise RuntimeError("Core ML does not load the package on this Mac")
-        image = next(each for each in self._model.get_spec().description.input if each.name == "image")
-        self.size = int(image.type.imageType.height), int(image.type.imageType.width)
+        self.size = image_size(self._model.get_spec())
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [N, H, W, 3] -> float32 [N, classes], image by image."""
@@ -75,6 +74,14 @@ class ModelOnUnits:
 
     def _predict(self, image: Any) -> Any:
         return self._model.predict({"image": image})["logits"]
+
+
+def image_size(spec: Any) -> tuple[int, int]:
+    """Height and width of the package's image."""
+    for each in spec.description.input:
+        if each.name == "image" and each.type.imageType.height:
+            return int(each.type.imageType.height), int(each.type.imageType.width)
+    raise ValueError("the package takes no image called `image`, as ours do")
 
 
 def plan_rows(plan: Any) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ _PRECISIONS = {"float": "float", "w8a8": "int8"}
 _NEAR = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass
 class PredictedDevice:
     """A Device that answers no images: a prediction computes nothing."""
 
