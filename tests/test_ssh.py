@@ -35,6 +35,7 @@ def test_measures_and_answers_as_here(
     done: list[int] = []
     request = Request(QUICK, (1, 2), pixels)
     device = open_device(ssh_board.uri())
+    (ssh_board.home / "json.py").write_text("raise SystemExit('of another subject')")
     found = device.measure(ssh_jobs, request, done.append)
     here = LocalDevice().measure(ssh_jobs, Request(QUICK, (), pixels), lambda n: None)
     assert sum(done) == device.steps(ssh_jobs, request) == 2 * (2 * QUICK.runs + len(pixels))

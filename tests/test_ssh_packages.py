@@ -49,12 +49,21 @@ def bare(ssh_board: SshServer) -> SshServer:
 
 
 def test_no_virtual_environment(bare: SshServer, ssh_jobs: list[Job]) -> None:
-    python = bare.folder / "bin" / "python3"
-    # What Debian's Python says without its package python3-venv.
-    said = "The virtual environment was not created successfully because ensurepip is not available."
-    python.write_text(python.read_text().replace("exec", f'[ "$2" = venv ] && echo "{said}" && exit 1\nexec'))
+    """Debian has ensurepip in a package of its own."""
+    hidden = bare.folder / "hidden"
+    hidden.mkdir()
+    (hidden / "ensurepip.py").write_text("raise SystemExit('No module named ensurepip')")
+    bare.run_here(f"{bare.folder / 'bin'}:/usr/bin:/bin", f"export PYTHONPATH={hidden}")
     message = lost(bare.uri(), ssh_jobs)
     assert f"apt install python3.{sys.version_info.minor}-venv" in message
+    assert "No module named ensurepip" in message
+    assert left_there(bare) == ["files/.py"]
+
+
+def test_no_space_for_packages(bare: SshServer, ssh_jobs: list[Job]) -> None:
+    """The folder takes our files, but not pip's 2 MB."""
+    bare.run_here(f"{bare.folder / 'bin'}:/usr/bin:/bin", "ulimit -f 2000")
+    assert "no space left there" in lost(bare.uri(), ssh_jobs)
     assert left_there(bare) == ["files/.py"]
 
 

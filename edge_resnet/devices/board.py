@@ -108,6 +108,7 @@ class Server:
                 raise PermissionError(errno.EPERM, "it belongs to another user")
             self._tidy()
         except OSError as error:
+            shutil.rmtree(self._own, ignore_errors=True)
             self._answer(self._refusal(error))
             return
         _when_gone(self._end, self._beat)

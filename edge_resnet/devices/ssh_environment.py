@@ -105,18 +105,21 @@ def _version(connection: Connection, python: str, runtime: str) -> str | None:
 
 def _make(connection: Connection, name: str, package: str, wanted: str) -> None:
     part = f"{name}.part-{connection.session}"
-    code, output = connection.run(
-        [str(connection.facts["executable"]), "-m", "venv", f"{connection.folder}/{part}"], _MAKING
-    )
-    if code != 0:
-        _check_space(connection, output)
-        python = ".".join(str(connection.facts["python"]).split(".")[:2])
-        raise MissingToolError(
-            f"{connection.target.uri}: its Python makes no virtual environment: install venv there "
-            f"(Debian: apt install python{python}-venv), or {package} {wanted} itself; "
-            f"it said {_last(output)!r}"
-        )
     python = f"{connection.folder}/{part}/bin/python"
+    # In two steps: venv keeps to itself what ensurepip says.
+    for command in (
+        [str(connection.facts["executable"]), "-m", "venv", "--without-pip", f"{connection.folder}/{part}"],
+        [python, "-m", "ensurepip"],
+    ):
+        code, output = connection.run(command, _MAKING)
+        if code != 0:
+            _check_space(connection, output)
+            minor = ".".join(str(connection.facts["python"]).split(".")[:2])
+            raise MissingToolError(
+                f"{connection.target.uri}: its Python makes no virtual environment: install venv there "
+                f"(Debian: apt install python{minor}-venv), or {package} {wanted} itself; "
+                f"it said {_last(output)!r}"
+            )
     try:
         _install(connection, python, f"{package}=={wanted}")
     except _NoWheelError:

@@ -14,8 +14,12 @@ _FIND = (
     'then exec $p -c "$0" "$1" serve "$2" "$3" "$(command -v $p)"; fi; done; '
     "command -v python3 >/dev/null 2>&1 || exit 127; python3 --version 1>&2; exit 126"
 )
-# The program comes first on standard input: nothing has to be there before.
-_LOAD = 'import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), "board.py", "exec"))'
+# The program comes first on standard input: nothing has to be there before. Modules are not looked for in the
+# home folder, where people have a random.py.
+_LOAD = (
+    'import sys; sys.path.remove(""); '
+    'exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), "board.py", "exec"))'
+)
 # The status of a process that a signal killed does not cross ssh; its shell's does.
 _TELL_SIGNAL = (
     '"$0" "$@"; c=$?; if [ $c -gt 128 ]; then '
