@@ -7,6 +7,7 @@ need none of them.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,10 @@ def build_arm_root(root: Path) -> Path:
 
 def _tools() -> str:
     """Path of a static qemu. Raises MissingToolError before anything is done."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise MissingToolError(
+            "the ARM64 root is for emulation on x86-64 Linux; on ARM, `--device local` runs the same kernels"
+        )
     for tool, package in (("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("tar", "tar")):
         if shutil.which(tool) is None:
             raise MissingToolError(
