@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from edge_resnet.devices.device import Job, Request
 from edge_resnet.devices.registry import open_device
 from edge_resnet.devices.vela_compiler import Board, accelerators, board_names, compile_with_vela
 from edge_resnet.errors import InputError, MissingToolError, VerificationError
+from edge_resnet.export.compiled import check_compiler
 from edge_resnet.export.tflite import IoType
 from edge_resnet.graph.graph import Graph
+from edge_resnet.recipe import Export
 from tests.npu_files import INSTALL, as_floats, measure, tflite_file
 
 needs_vela = pytest.mark.skipif(find_spec("ethosu") is None, reason=f"no ethos-u-vela: {INSTALL}")
@@ -199,6 +202,22 @@ def test_names_come_from_vela_itself() -> None:
     assert set(BOARDS) < set(accelerators())
     assert "Ethos_U85_SYS_DRAM_Mid" in board_names()["system"]
     assert "Shared_Sram" in board_names()["memory"]
+
+
+@needs_vela
+def test_a_broken_compiler_spoils_its_own_part_only(
+    tmp_path: Path, small_quantized: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(module: str, arguments: Sequence[str], *, name: str, timeout: float) -> str:
+        raise InputError(f"{name}: the process ended with code 1: ImportError: no libstdc++")
+
+    accelerators.cache_clear()
+    monkeypatch.setattr(vela_compiler, "run_child", broken)
+    path = tflite_file(tmp_path, small_quantized)
+    note = measure("vela://ethos-u55-128", path).benchmarks[0].notes[0]
+    assert note == "vela on model.tflite: the process ended with code 1: ImportError: no libstdc++"
+    with pytest.raises(MissingToolError, match="pip install --force-reinstall ethos-u-vela"):
+        check_compiler("vela", Export())
 
 
 def test_a_missing_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -29,7 +30,7 @@ from edge_resnet.devices.vela_compiler import (
     check_accelerator,
     compile_with_vela,
 )
-from edge_resnet.errors import EdgeResnetError, InputError
+from edge_resnet.errors import EdgeResnetError, InputError, MissingToolError
 from edge_resnet.progress import Advance
 
 __all__ = ["VelaDevice", "open_vela"]
@@ -135,7 +136,8 @@ def open_vela(uri: str) -> VelaDevice:
     if ("system" in given) != ("memory" in given):
         raise InputError(f"--device {uri}: give system=... and memory=... together, or neither")
     if VELA.installed():
-        check_accelerator(f"--device {uri}", accelerator)
+        with suppress(MissingToolError):  # a broken Vela: measuring tells, after the other devices
+            check_accelerator(f"--device {uri}", accelerator)
         known = board_names()
         for what, name in given.items():
             if what in known and name not in known[what]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_resnet.devices.emulated import Package
-from edge_resnet.errors import InputError, VerificationError
+from edge_resnet.errors import InputError, MissingToolError, VerificationError
 from edge_resnet.frontends.keras_child import run_child
 
 __all__ = [
@@ -79,10 +79,15 @@ class Estimate:
 
 @lru_cache
 def accelerators() -> tuple[str, ...]:
-    """As Vela's own help lists them."""
-    said = run_child("ethosu.vela", ["--help"], name="vela --help", timeout=_ASKING)
+    """As Vela's own help lists them. Raises MissingToolError where it does not answer."""
+    try:
+        said = run_child("ethosu.vela", ["--help"], name="vela --help", timeout=_ASKING)
+    except InputError as error:
+        raise MissingToolError(f"{error}; pip install --force-reinstall ethos-u-vela") from error
     found = re.search(r"--accelerator-config\s*\{([^}]*)\}", said)
-    return tuple(name.strip() for name in found[1].split(",")) if found else ()
+    if found is None:
+        raise MissingToolError("vela --help names no accelerators: this version of Vela is not known")
+    return tuple(name.strip() for name in found[1].split(","))
 
 
 @lru_cache
@@ -101,7 +106,7 @@ def board_names() -> dict[str, tuple[str, ...]]:
 
 
 def check_accelerator(asker: str, name: str) -> None:
-    """Raises InputError that lists what Vela has, where it has no such accelerator."""
+    """Raises InputError that lists what Vela has, where it has no such accelerator; MissingToolError."""
     if name not in accelerators():
         raise InputError(f"{asker}: no such accelerator; Vela has {', '.join(accelerators())}")
 
