@@ -226,8 +226,10 @@ def _family(source: str, model: str) -> str:
 def _measure(source: str, model: str, row: dict[str, Any]) -> None:
     import torch
 
+    from benchmarks.models import normalized, settled
     from edge_resnet.compression.calibrate import calibrate
     from edge_resnet.compression.quantize import quantize
+    from edge_resnet.data.preprocess import Preprocess
     from edge_resnet.frontends.torch_export import graph_from_module
     from edge_resnet.graph.float_executor import FloatExecutor
     from edge_resnet.graph.passes import lower_for_integers, simplify
@@ -248,13 +250,14 @@ def _measure(source: str, model: str, row: dict[str, Any]) -> None:
         extra = {"zero_init_residual": True} if "resne" in model else {}
         module = import_torchvision().models.get_model(model, num_classes=100, **extra)
     row["params"] = sum(p.numel() for p in module.parameters())
-    module = _settled(module)
+    pixels = _pictures()
+    images = normalized(pixels, Preprocess((SIZE, SIZE), MEAN, STD))
+    module = settled(module, images)
     started = time.perf_counter()
     graph = simplify(graph_from_module(module, model, (SIZE, SIZE), MEAN, STD))
     row["import seconds"] = round(time.perf_counter() - started, 2)
-    pixels = _pictures()
     with torch.no_grad():
-        expected = module(_normalized(pixels, MEAN, STD)).numpy()
+        expected = module(torch.from_numpy(images)).numpy()
     floats = FloatExecutor(graph).run(pixels)
     row["float difference"] = float(np.abs(floats - expected).max() / np.ptp(expected))
     ready = lower_for_integers(graph)
@@ -306,37 +309,10 @@ def _verify(quantized: Any, pixels: np.ndarray, floats: np.ndarray, row: dict[st
         row["reason"] = "; ".join(problems)
 
 
-def _settled(module: Any) -> Any:
-    """Batch normalization as after training: the statistics are those of the pictures.
-
-    Factors that the model starts at 0 (the last of a residual branch) become small ones, as training leaves
-    them; others are drawn around 1. With all around 1, a deep network of random weights is chaotic: its
-    logits would say nothing about rounding.
-    """
-    import torch
-
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            low, high = (0.1, 0.3) if not layer.weight.any() else (0.5, 1.5)
-            torch.nn.init.uniform_(layer.weight, low, high)
-            torch.nn.init.normal_(layer.bias, 0, 0.2)
-            layer.momentum = None  # the mean over the batches below, instead of a moving one
-    with torch.no_grad():
-        module.train()(_normalized(_pictures(), MEAN, STD))
-    return module.eval()
-
-
 def _pictures() -> np.ndarray:
     from benchmarks.models import blurred_noise
 
     return blurred_noise(IMAGES, SIZE)
-
-
-def _normalized(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
-    import torch
-
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
 if __name__ == "__main__":

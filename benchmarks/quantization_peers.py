@@ -29,10 +29,9 @@ import torch
 
 import edge_resnet
 from benchmarks import record
-from benchmarks.models import SEED, cifar, pixels_of
+from benchmarks.models import SEED, cifar, normalized, pixels_of
 from benchmarks.peers.quantizers import PEERS
 from edge_resnet.benchmark.timing import spread
-from edge_resnet.data.preprocess import Preprocess
 from edge_resnet.frontends.sources import open_model, resolve_preprocess
 
 CALIBRATION_IMAGES = 512
@@ -122,8 +121,8 @@ def _prepare(folder: Path) -> np.ndarray:
     pixels, labels = pixels_of(test, preprocess, TEST_IMAGES)
     calibration, _ = pixels_of(train, preprocess, CALIBRATION_IMAGES)
     np.save(folder / "pixels.npy", pixels)
-    np.save(folder / "images.npy", _normalized(pixels, preprocess))
-    np.save(folder / "calibration.npy", _normalized(calibration, preprocess))
+    np.save(folder / "images.npy", normalized(pixels, preprocess))
+    np.save(folder / "calibration.npy", normalized(calibration, preprocess))
     module, sample = model.module.eval(), (torch.zeros(2, 3, *preprocess.size),)
     batch = ({0: torch.export.Dim("n", min=1)},)
     torch.export.save(torch.export.export(module, sample, dynamic_shapes=batch), folder / "float.pt2")
@@ -134,13 +133,6 @@ def _prepare(folder: Path) -> np.ndarray:
         module, sample, str(folder / "float-dynamo.onnx"), dynamo=True, dynamic_shapes=batch, **names
     )
     return labels
-
-
-def _normalized(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """uint8 [N, H, W, 3] -> what the torch module takes, float32 [N, 3, H, W]."""
-    mean, std = (255 * np.float32(values) for values in (preprocess.mean, preprocess.std))
-    images: np.ndarray = ((pixels.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(images)
 
 
 def _ours(folder: Path) -> list[dict[str, Any]]:

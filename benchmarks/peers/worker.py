@@ -1,6 +1,9 @@
 """The program that a peer runs in.
 
     python -m benchmarks.peers.worker quantize FOLDER PEER          writes FOLDER/PEER.json
+    python -m benchmarks.peers.worker export FOLDER NAME            for each line that comes in: writes the
+                                                                    artifact and answers with its phases
+    python -m benchmarks.peers.worker keras FOLDER                  writes FOLDER/model.keras
     python -m benchmarks.peers.worker answer FOLDER RUNTIME FILE    writes FOLDER/FILE.RUNTIME.logits.npy
     python -m benchmarks.peers.worker serve FOLDER RUNTIME FILE     for each line that comes in: the median
                                                                     milliseconds of CALLS calls
@@ -21,6 +24,9 @@ from typing import TextIO
 
 import numpy as np
 
+from benchmarks.peers.keras_model import save_keras
+from benchmarks.peers.own import EXPORTERS
+from benchmarks.peers.phases import Phases
 from benchmarks.peers.quantizers import PEERS
 from benchmarks.peers.runtimes import RUNTIMES
 
@@ -30,9 +36,13 @@ CALLS = 100
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    command, folder, name, *rest = sys.argv[1:]
+    command, folder, name, *rest = [*sys.argv[1:], ""]
     if command == "quantize":
         _quantize(Path(folder), name)
+    elif command == "export":
+        _export(Path(folder), name, answers)
+    elif command == "keras":
+        save_keras(Path(folder))
     elif command == "answer":
         _answer(Path(folder), name, rest[0])
     else:
@@ -44,6 +54,15 @@ def _quantize(folder: Path, name: str) -> None:
     variants = [asdict(v) for v in peer.quantize(folder, np.load(folder / "calibration.npy"))]
     found = {"versions": {package: version(package) for package in peer.packages}, "variants": variants}
     (folder / f"{name}.json").write_text(json.dumps(found))
+
+
+def _export(folder: Path, name: str, answers: TextIO) -> None:
+    exporter = EXPORTERS[name]
+    for _ in sys.stdin:
+        phases = Phases()
+        exporter.export(folder, phases, folder / exporter.file)
+        versions = {package: version(package) for package in exporter.packages}
+        print(json.dumps({"phases": phases.rows, "versions": versions}), file=answers, flush=True)
 
 
 def _answer(folder: Path, runtime: str, file: str) -> None:

@@ -152,13 +152,18 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Callable[[Va
 
 
 def _quantize(op: Any) -> Callable[[Values], Tensor]:
-    x, scale, zero = _tensor(op.input), float(op.scale.val), int(op.zero_point.val)
-    return lambda values: x(values).div(scale).round_().add_(zero).clamp_(-128, 127)
+    x, scale, zero = _tensor(op.input), float(op.scale.val), _zero_point(op)
+    low, high = (0, 255) if str(op.output_dtype.val) == "uint8" else (-128, 127)
+    return lambda values: x(values).div(scale).round_().add_(zero).clamp_(low, high)
 
 
 def _dequantize(op: Any) -> Callable[[Values], Tensor]:
-    x, scale, zero = _tensor(op.input), float(op.scale.val), int(op.zero_point.val)
+    x, scale, zero = _tensor(op.input), float(op.scale.val), _zero_point(op)
     return lambda values: x(values).sub(zero).mul_(scale)
+
+
+def _zero_point(op: Any) -> int:
+    return 0 if op.zero_point is None else int(op.zero_point.val)
 
 
 def _constexpr(op: Any) -> Callable[[Values], Tensor]:
@@ -251,6 +256,17 @@ def _slice_by_size(op: Any) -> Callable[[Values], Tensor]:
     return run
 
 
+def _slice_by_index(op: Any) -> Callable[[Values], Tensor]:
+    """As other tools write it. The batch axis is the evaluator's own and stays whole."""
+    x, begin, end = _tensor(op.x), _list(op.begin), _list(op.end)
+    off = [0] * len(begin)
+    from_start, to_end = (_list(mask) if mask else off for mask in (op.begin_mask, op.end_mask))
+    step = _list(op.stride) if op.stride else [1] * len(begin)
+    first = [None if whole else at for whole, at in zip(from_start, begin, strict=True)]
+    last = [None if whole else at for whole, at in zip(to_end, end, strict=True)]
+    return lambda values: x(values)[:, *map(slice, first[1:], last[1:], step[1:])]
+
+
 def _reshape(op: Any) -> Callable[[Values], Tensor]:
     x, shape = _tensor(op.x), _list(op.shape)
     return lambda values: x(values).reshape(-1, *shape[1:])
@@ -270,6 +286,7 @@ _FUNCTIONS: dict[str, Callable[[Any], Callable[[Values], Tensor]]] = {
     "clip": _clip,
     "concat": _concat,
     "slice_by_size": _slice_by_size,
+    "slice_by_index": _slice_by_index,
     "reshape": _reshape,
     "flatten2d": _unary(lambda x: x.flatten(1)),
     "quantize": _quantize,
