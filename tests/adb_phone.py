@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from edge_resnet.benchmark.result import BenchmarkSettings
-from edge_resnet.devices import adb_client
+from edge_resnet.devices import adb_client, adb_timing
 from edge_resnet.devices.adb import open_adb
 from edge_resnet.devices.device import Job, Request
 from edge_resnet.export.tflite import IoType, tflite_bytes
@@ -44,6 +44,7 @@ def adb_server() -> Iterator[Callable[..., str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
         patch.setattr(adb_client, "_BACK_WITHIN", 1.0)
+        patch.setattr(adb_timing, "_WARM_SECONDS", 0.01)
         yield adb
         adb("kill-server")
 

@@ -206,7 +206,7 @@ def test_throttling_is_noted(
     phone: AdbDevice, phone_jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hot(command: str) -> bool:
-        if "--warmup_min_secs=0.2" in command:
+        if "--warmup_min_secs=0.01" in command:
             (phone.home / "thermal_status").write_text("3\n")
         return False
 
