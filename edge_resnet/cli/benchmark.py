@@ -87,7 +87,7 @@ def _cells(entry: Benchmark) -> tuple[str, ...]:
     memory = entry.peak_memory_bytes
     return (
         entry.device if entry.threads == 1 else f"{entry.device}, {entry.threads} threads",
-        entry.runtime.partition("/")[0],
+        entry.runtime,
         entry.kind,
         NO_FIGURE if latency is None else milliseconds(latency.p50),
         NO_FIGURE if memory is None else memory_words(memory),
