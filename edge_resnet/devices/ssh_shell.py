@@ -17,7 +17,7 @@ _FIND = (
 # The program comes first on standard input: nothing has to be there before. Modules are not looked for in the
 # home folder, where people have a random.py.
 _LOAD = (
-    'import sys; sys.path = [place for place in sys.path if place]; '
+    "import sys; sys.path = [place for place in sys.path if place]; "
     'exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), "board.py", "exec"))'
 )
 # The status of a process that a signal killed does not cross ssh; its shell's does.
