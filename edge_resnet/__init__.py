@@ -6,9 +6,13 @@
 ... )
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from edge_resnet.version import __version__
+
+# Read when ONNX Runtime is imported, which else keeps a database of its use in the user's cache folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from edge_resnet.pipeline import RunResult, compress

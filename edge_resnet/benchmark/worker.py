@@ -66,6 +66,8 @@ def load(artifact: str, runtime: str, threads: int) -> tuple[str, Model]:
 
 
 def main() -> int:
+    # Read when ONNX Runtime is imported, which else keeps a database of its use in the user's cache folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     parser = argparse.ArgumentParser()
     parser.add_argument("artifact")
     parser.add_argument("--runtime", required=True, choices=sorted(_RUNTIMES))
