@@ -27,11 +27,17 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Reruns the tables under benchmarks/ (about ten minutes; needs the real data, see benchmarks/README.md), but for
+# Reruns the tables under benchmarks/ (about half an hour; needs the real data, see benchmarks/README.md), but for
 # benchmarks.coverage, which takes an hour and a half.
-bench: $(VENV)/.test
-	for script in startup export_time import_time identity coreml_precision whole_command; do \
+bench: $(VENV)/.test .venv-peers/.installed
+	for script in startup export_time import_time identity coreml_precision whole_command timing scaling peers_table; do \
 		$(BIN)/python -m benchmarks.$$script || exit 1; done
+
+# The other exporters, for benchmarks.peers_table: an environment of their own (3 GB), with versions of its own.
+.venv-peers/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edge-resnet needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -49,4 +55,4 @@ $(VENV)/.test-all: $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -65,6 +65,19 @@ def settled(module: Any, images: np.ndarray) -> Any:
     return module.eval()
 
 
+def settled_graph(module: Any, name: str, preprocess: Preprocess) -> Graph:
+    """The simplified float graph of a module with random weights, its batch normalization settled."""
+    import torch
+
+    from edge_resnet.frontends.torch_export import graph_from_module
+    from edge_resnet.graph.passes import simplify
+
+    torch.manual_seed(SEED)
+    images = normalized(blurred_noise(8, preprocess.size[0]), preprocess)
+    module = settled(module, images)
+    return simplify(graph_from_module(module, name, preprocess.size, preprocess.mean, preprocess.std))
+
+
 def pixels_of(split: ImageSplit, preprocess: Preprocess, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The first images of the shuffled split, and their labels."""
     batches = list(split.batches(split.order(SEED)[:count], preprocess, 100))

@@ -85,14 +85,13 @@ def page(document: Mapping[str, Any]) -> str:
     lines = [
         "# Side by side with other exporters",
         "",
-        "Written by `python -m benchmarks.peers_table`; do not edit. How it is measured says the beginning of",
-        "`benchmarks/peers_table.py`; all figures, with p10 and p90, are in",
-        "`benchmarks/results/peers_table.json`.",
+        "Written by `python -m benchmarks.peers_table`; do not edit. How it is measured says the beginning",
+        "of `benchmarks/peers_table.py`; `benchmarks/results/peers_table.json` has all figures.",
         "",
         f"{document['machine']['cpu']}, {document['machine']['cores']} cores, {document['machine']['os']}. "
         f"{_versions(document)}. Latency is measured, on one thread; Core ML's accuracy is emulated (this",
-        "project's MIL evaluator; no Mac was at hand, so there is no latency). Seconds of export are those of a",
-        "process that has done it before; the first pass, imports included, stands beside them.",
+        "project's MIL evaluator; no Mac was at hand, so there is no latency). Seconds of export are those",
+        "of a process that has done it before; the first pass, imports included, stands beside them.",
         "",
     ]
     for name, about in document["models"].items():
@@ -123,7 +122,7 @@ def _model(name: str, about: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"`{about['model']}`, {about['params']:,} parameters; weights: {about['weights']}; calibration: "
         f"{about['calibration']}; answered: {about['images']}. Load of the machine {before:.1f} before, "
-        f"{after:.1f} after."
+        f"{after:.1f} after. {about.get('keras', '')}".strip()
     )
     for kind, title in FORMATS.items():
         rows = {key: row for key, row in about["exporters"].items() if row["format"] == kind}

@@ -3,9 +3,10 @@
     python -m benchmarks.peers_table [--python PYTHON] [--models MODEL ...] [--runs N] [--markdown]
 
 Each exporter starts from the same torch module, calibrates on the same images and runs in the same Python
-(`make .venv-peers/.installed`), in a process of its own, on one thread. TensorFlow's converter takes no torch module: it gets the same network in Keras (benchmarks/peers/keras_model.py). The first pass
-imports whole frameworks; the later ones are taken in turns (A B A B) and are what the seconds are of. Peak
-memory is that of the first pass, from the torch module to the file.
+(`make .venv-peers/.installed`), in a process of its own, on one thread. TensorFlow's converter takes no torch
+module: it gets the same network in Keras (benchmarks/peers/keras_model.py). The first pass imports whole
+frameworks; the later ones are taken in turns (A B A B) and are what the seconds are of. Peak memory is that
+of the first pass, from the torch module to the file.
 
 Then all files of a model and a runtime are timed in turns, on one thread, each in a process of its own, some
 rounds in new processes. ResNet-20 has its trained weights and CIFAR-10's images; the others random weights
@@ -76,6 +77,11 @@ def measured(name: str, folder: Path, python: str, exporters: list[str], runs: i
         error = run_worker(python, "keras", folder)
         if error:
             sys.exit(f"{name}: the Keras model cannot be written: {error}")
+        theirs, floats = np.load(folder / "keras.npy"), prepared.floats
+        difference = float(np.abs(theirs - floats[: len(theirs)]).max() / np.ptp(floats))
+        prepared.about["keras"] = (
+            f"Keras's float logits differ from torch's by {difference:.1e} of their range"
+        )
     rows = export_in_turns(python, folder, exporters, PASSES[name])
     for exporter, row in rows.items():
         row.update(format=EXPORTERS[exporter].format, setting=EXPORTERS[exporter].setting)

@@ -183,6 +183,7 @@ def _coremltools(folder: Path, phases: Phases, path: Path) -> None:
         with torch.no_grad():
             for batch in images.split(32):
                 prepared(batch)
+        prepared.eval()  # or batch normalization is not what it was
         quantized = tool.finalize().eval()
     with phases("convert"):
         mean, std = (255 * torch.tensor(about[key]).view(1, 3, 1, 1) for key in ("mean", "std"))

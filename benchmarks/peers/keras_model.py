@@ -17,10 +17,14 @@ import numpy as np
 __all__ = ["save_keras"]
 
 Layer = Mapping[str, Any]
+CHECKED = 8
 
 
 def save_keras(folder: Path) -> None:
-    """layers.json, layers.npz -> model.keras; the input is a normalized image, float32 [1, H, W, 3]."""
+    """layers.json, layers.npz -> model.keras; the input is a normalized image, float32 [1, H, W, 3].
+
+    Its answers to the first images are in keras.npy, for a comparison with torch's.
+    """
     import keras
 
     layers = json.loads((folder / "layers.json").read_text())
@@ -32,7 +36,10 @@ def save_keras(folder: Path) -> None:
         inputs = [values[name] for name in layer["inputs"]]
         value = _KINDS[layer["kind"]](layer, inputs, weights)
         values[layer["name"]] = _activated(layer, value)
-    keras.Model(image, values[layers[-1]["name"]]).save(folder / "model.keras")
+    model = keras.Model(image, values[layers[-1]["name"]])
+    model.save(folder / "model.keras")
+    images = np.load(folder / "images.npy", mmap_mode="r")[:CHECKED].transpose(0, 2, 3, 1)
+    np.save(folder / "keras.npy", np.concatenate([model(part[None]) for part in np.array(images)]))
 
 
 def _activated(layer: Layer, value: Any) -> Any:
