@@ -53,28 +53,29 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--exporters", nargs="+", default=list(EXPORTERS), choices=list(EXPORTERS))
     parser.add_argument("--runs", type=int, default=100, help="timed inferences of each file in each round")
+    parser.add_argument("--passes", type=int, help="later passes of each exporter (else by the model's size)")
     parser.add_argument("--markdown", action="store_true", help="measure nothing, write docs/peers.md")
     options = parser.parse_args()
     if not options.markdown:
-        rows = json.loads(RESULT.read_text())["models"] if RESULT.exists() else {}
         for name in options.models:
             with tempfile.TemporaryDirectory() as folder:
-                rows[name] = measured(
-                    name, Path(folder) / name, options.python, options.exporters, options.runs
-                )
-            rows = {name: rows[name] for name in MODELS if name in rows}
+                row = measured(name, Path(folder) / name, options)
+            # Read only now: other models may have been measured meanwhile.
+            rows = json.loads(RESULT.read_text())["models"] if RESULT.exists() else {}
+            rows[name] = row
+            rows = {key: rows[key] for key in MODELS if key in rows}
             record.save("peers_table", {"seed": SEED, "models": rows, "figures": verdicts(rows)}, quiet=True)
     atomic_write(PAGE, page(json.loads(RESULT.read_text())))
     for verdict in json.loads(RESULT.read_text())["figures"]:
         print(f"{'met' if verdict['met'] else 'MISSED'}: {verdict['what']}: {verdict['value']:.3g}")
 
 
-def measured(name: str, folder: Path, python: str, exporters: list[str], runs: int) -> dict[str, Any]:
+def measured(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Everything about one model. An exporter that fails has its error in place of figures."""
     before = os.getloadavg()[0]
     prepared = prepare(name, folder)
-    if "tensorflow" in exporters:
-        error = run_worker(python, "keras", folder)
+    if "tensorflow" in options.exporters:
+        error = run_worker(options.python, "keras", folder)
         if error:
             sys.exit(f"{name}: the Keras model cannot be written: {error}")
         theirs, floats = np.load(folder / "keras.npy"), prepared.floats
@@ -82,12 +83,13 @@ def measured(name: str, folder: Path, python: str, exporters: list[str], runs: i
         prepared.about["keras"] = (
             f"Keras's float logits differ from torch's by {difference:.1e} of their range"
         )
-    rows = export_in_turns(python, folder, exporters, PASSES[name])
+    passes = options.passes or PASSES[name]
+    rows = export_in_turns(options.python, folder, options.exporters, passes)
     for exporter, row in rows.items():
         row.update(format=EXPORTERS[exporter].format, setting=EXPORTERS[exporter].setting)
         if "failed" not in row:
             row.update(facts(folder / EXPORTERS[exporter].file) | _quality(exporter, prepared))
-    _add_latencies(rows, folder, runs)
+    _add_latencies(rows, folder, options.runs)
     return {
         **prepared.about,
         "load_before_and_after": [round(before, 2), round(os.getloadavg()[0], 2)],
@@ -132,6 +134,8 @@ def _add_latencies(rows: dict[str, Any], folder: Path, runs: int) -> None:
             for key in ("p50", "p99"):
                 values = spread([summary[key] for summary in summaries if summary])
                 rows[name][f"{key}_ms"] = {k: round(v, 4) for k, v in values.items()}
+            if f"edge-resnet {kind}" not in names:
+                continue
             ours = [found[f"edge-resnet {kind}"].latency_ms for found in rounds]
             parts = [o["p50"] / s["p50"] for o, s in zip(ours, summaries, strict=True) if o and s]
             rows[name]["ours_to_this_p50"] = {k: round(v, 4) for k, v in spread(parts).items()}

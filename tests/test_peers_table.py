@@ -125,6 +125,7 @@ def test_loading_the_float_model_is_no_part_of_an_export() -> None:
     assert row["quantize_seconds"]["median"] == 0
 
 
+@pytest.mark.slow
 def test_exports_in_turns_from_one_torch_module(tmp_path: Path) -> None:
     """Ours twice, for real, on the demo's network with random weights; a broken exporter stops nobody."""
     preprocess = Preprocess((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
