@@ -68,7 +68,9 @@ def examine() -> list[Check]:
             _npu("ethos-u-vela", "--device vela://ethos-u55-128 and --target vela"),
             _npu("onnxruntime-qnn", "--device qnn-htp://73 and --target qnn-context", linux_x86_only=True),
             _npu("tflite-micro", "--device tflm://host", linux_x86_only=True),
+            _ssh(),
             *_phones(),
+            _emulated_arm(),
             _cpu(),
             _saturation(),
             _memory(),
@@ -193,6 +195,29 @@ def _phones() -> list[Check]:
         fix = f"download {NIGHTLY} and set {BENCHMARK_MODEL} to its path"
         return [*checks, Check("benchmark_model", Status.MISSING, detail, fix)]
     return [*checks, Check("benchmark_model", Status.OK, f"{tool.path}, {tool.abi or 'a script'}")]
+
+
+def _ssh() -> Check:
+    found = shutil.which("ssh")
+    if found:
+        return Check("ssh", Status.OK, f"{found}, for --device ssh://user@host")
+    install = "apt-get install openssh-client"
+    return Check("ssh", Status.MISSING, "not installed; needed for --device ssh://user@host", install)
+
+
+def _emulated_arm() -> Check:
+    """qemu, and the root that `make arm-root` builds."""
+    from edge_resnet.devices.arm_root import arm_emulator, arm_root
+
+    name, needed = "ARM64, emulated", "needed for --device qemu://cortex-a76"
+    try:
+        emulator = arm_emulator()
+    except MissingToolError:
+        return Check(name, Status.MISSING, f"no qemu; {needed}", "apt-get install qemu-user-static")
+    try:
+        return Check(name, Status.OK, f"{emulator} with {arm_root()}, for --device qemu://cortex-a76")
+    except MissingToolError as error:
+        return Check(name, Status.MISSING, f"{error}; {needed}", "make arm-root")
 
 
 def _cpu() -> Check:

@@ -197,3 +197,20 @@ def test_the_warning_is_one_line_that_names_the_cure() -> None:
     assert "Haswell" in text
     assert "portable_x86: true" in text
     assert "session.x64quantprecision=1" in text
+
+
+def test_what_devices_need_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("EDGE_RESNET_ARM_ROOT", str(tmp_path / "none"))
+    checks = _by_name(examine())
+    for name, fix in (
+        ("ssh", "openssh-client"),
+        ("adb", "adb"),
+        ("benchmark_model", "EDGE_RESNET_BENCHMARK_MODEL"),
+        ("ARM64, emulated", "qemu-user-static"),
+    ):
+        assert checks[name].status is Status.MISSING
+        assert fix in checks[name].fix
+    (tmp_path / "qemu-aarch64-static").write_text("#!/bin/sh\n")
+    (tmp_path / "qemu-aarch64-static").chmod(0o755)
+    assert doctor._emulated_arm().fix == "make arm-root"
