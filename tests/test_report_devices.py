@@ -77,7 +77,8 @@ def test_the_main_table_has_what_was_measured_here(report: Report) -> None:
 def test_a_latency_that_was_not_measured_says_so_in_the_terminal() -> None:
     out = io.StringIO()
     print_summary(_with(PREDICTED), Console(file=out, width=100))
-    assert "the latency is predicted (a-phone)" in out.getvalue()
+    assert "the latency is predicted (a-phone); 80 % interval 0.200 ms to 0.400 ms" in out.getvalue()
+    assert present(_with(PREDICTED)).rows[1].p50.detail == "a-phone, 80 %: 0.200 ms to 0.400 ms"
 
 
 def test_every_figure_has_its_kind(report: Report) -> None:

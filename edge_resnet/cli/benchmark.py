@@ -81,6 +81,13 @@ def _tables(entries: Mapping[str, Sequence[Benchmark]]) -> Iterator[Table]:
         yield table
 
 
+def _p50(value: float, interval: tuple[float, float] | None) -> str:
+    """A prediction is never shown without its interval."""
+    if interval is None:
+        return milliseconds(value)
+    return f"{milliseconds(value)}\n{interval[0]:.3g} to {interval[1]:.3g}"
+
+
 def _cells(entry: Benchmark) -> tuple[str, ...]:
     latency, accuracy, parity = entry.latency_ms, entry.accuracy, entry.parity
     delta = None if accuracy is None else accuracy.delta
@@ -89,7 +96,7 @@ def _cells(entry: Benchmark) -> tuple[str, ...]:
         entry.device if entry.threads == 1 else f"{entry.device}, {entry.threads} threads",
         entry.runtime,
         entry.kind,
-        NO_FIGURE if latency is None else milliseconds(latency.p50),
+        NO_FIGURE if latency is None else _p50(latency.p50, entry.latency_interval_ms),
         NO_FIGURE if memory is None else memory_words(memory),
         NO_FIGURE if accuracy is None else percent(accuracy.top1),
         NO_FIGURE if delta is None else points(delta),

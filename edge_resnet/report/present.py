@@ -212,7 +212,13 @@ def _threads(benchmark: Benchmark | None) -> str:
         return ""
     threads = "" if benchmark.threads == 1 else f"{benchmark.threads} threads"
     device = "" if benchmark.device == "local" else benchmark.device
-    return ", ".join(part for part in (device, threads) if part)
+    return ", ".join(part for part in (device, threads, _interval(benchmark)) if part)
+
+
+def _interval(benchmark: Benchmark) -> str:
+    """Of a prediction."""
+    interval = benchmark.latency_interval_ms
+    return "" if interval is None else f"80 %: {interval_words(*map(milliseconds, interval))}"
 
 
 def _latency(
@@ -283,10 +289,9 @@ def _parity_kind(artifact: Artifact) -> str:
 def _speed_row(artifact: Artifact, benchmark: Benchmark, reasons: Reasons) -> SpeedRow:
     reason = f"{artifact.target}: {because(benchmark.notes, 'not timed')}"
     latency, kind = benchmark.latency_ms, benchmark.kind
-    interval, batch = benchmark.latency_interval_ms, ""
+    batch, between = "", _interval(benchmark)
     if benchmark.batch_throughput_per_s is not None:
         batch = f"{benchmark.batch_throughput_per_s:,.1f} at batch {benchmark.batch}"
-    between = "" if interval is None else f"80 %: {interval_words(*map(milliseconds, interval))}"
     mean, p50, p95, p99 = (
         _latency(latency, key, kind, reasons, reason, between if key == "p50" else "")
         for key in ("mean", "p50", "p95", "p99")

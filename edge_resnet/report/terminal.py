@@ -13,7 +13,15 @@ from edge_resnet.report.present import baseline_name, headline_benchmark, presen
 from edge_resnet.report.present_quantization import QuantizationPage
 from edge_resnet.report.schema import Artifact, Kind, Report
 from edge_resnet.report.verdict import Status, problems
-from edge_resnet.report.wording import NO_FIGURE, bytes_words, milliseconds, percent, points, share
+from edge_resnet.report.wording import (
+    NO_FIGURE,
+    bytes_words,
+    interval_words,
+    milliseconds,
+    percent,
+    points,
+    share,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -135,5 +143,9 @@ def _other_kinds(report: Report) -> list[str]:
         if benchmark is None or benchmark.latency_ms is None:
             continue
         if benchmark.kind != (Kind.MEASURED if accuracy is None else accuracy.kind):
-            remarks.append(f"{artifact.target}: the latency is {benchmark.kind} ({benchmark.device})")
+            remark = f"{artifact.target}: the latency is {benchmark.kind} ({benchmark.device})"
+            if benchmark.latency_interval_ms is not None:
+                low, high = map(milliseconds, benchmark.latency_interval_ms)
+                remark += f"; 80 % interval {interval_words(low, high)}"
+            remarks.append(remark)
     return remarks
