@@ -34,12 +34,19 @@ from benchmarks.models import SEED, blurred_noise, integers, settled_graph
 from edge_resnet.benchmark import worker
 from edge_resnet.benchmark.process import WorkerProcess, worker_command
 from edge_resnet.benchmark.timing import spread
+from edge_resnet.cpu import this_cpu
 from edge_resnet.frontends.sources import open_model, resolve_preprocess
 from edge_resnet.recipe import Export
 from edge_resnet.targets import TARGETS
 
-# Inferences in each round. No smaller ones: LiteRT's tool rounds its median to 0.01 ms.
-MODELS = {"resnet110": 100, "torchvision:resnet18": 40}
+# Inferences in each round. No smaller files: LiteRT's tool rounds its median to 0.01 ms, and ONNX Runtime's
+# profiler writes an event for each operator, a microsecond or two, while it is timing.
+FILES = {
+    ("resnet110", "tflite-int8"): 100,
+    ("torchvision:resnet18", "tflite-int8"): 40,
+    ("torchvision:resnet18", "onnx-int8"): 40,
+    ("torchvision:resnet50", "onnx-int8"): 20,
+}
 SMALL = "resnet20"
 WARMUP = 20
 AGREEMENT = 0.05
@@ -55,24 +62,23 @@ def main() -> None:
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for model, runs in MODELS.items():
-            for target, theirs in (("tflite-int8", litert_tool), ("onnx-int8", onnx_profiler)):
-                path = _written(model, target, folder)
-                print(path.name, file=sys.stderr)
-                rows[path.name] = compared(path, theirs, runs, options.rounds)
+        for (model, target), runs in FILES.items():
+            path = _written(model, target, folder)
+            print(path.name, file=sys.stderr)
+            rows[path.name] = compared(path, TOOLS[target], runs, options.rounds)
         overhead = runner_overhead(_written(SMALL, "tflite-int8", folder), 100 * options.rounds)
+    load = [round(before, 2), round(os.getloadavg()[0], 2)]
     worst = max(abs(row["ours_to_theirs"]["median"] - 1) for row in rows.values())
-    figures = [
+    figures: list[dict[str, Any]] = [
         {"what": "our median against the runtime's own tool", "value": round(worst, 4), "limit": AGREEMENT},
         {"what": "what the runner adds", "value": overhead["added"], "limit": OVERHEAD},
     ]
+    # Two processes one after the other see different machines then: neither met nor missed.
+    noisy = max(load) > this_cpu().cores
     for figure in figures:
-        figure["met"] = figure["value"] <= figure["limit"]
-    load = [round(before, 2), round(os.getloadavg()[0], 2)]
-    record.save(
-        "timing",
-        {"seed": SEED, "load_before_and_after": load, "files": rows, "runner": overhead, "figures": figures},
-    )
+        figure["met"] = None if noisy else figure["value"] <= figure["limit"]
+    said = {"seed": SEED, "load_before_and_after": load, "noisy": noisy, "files": rows, "runner": overhead}
+    record.save("timing", {**said, "figures": figures})
 
 
 def _written(model: str, target: str, folder: Path) -> Path:
@@ -152,6 +158,12 @@ def onnx_profiler(path: Path, runs: int) -> list[float]:
     return times[-runs:]
 
 
+TOOLS: dict[str, Callable[[Path, int], list[float] | float]] = {
+    "tflite-int8": litert_tool,
+    "onnx-int8": onnx_profiler,
+}
+
+
 def runner_overhead(path: Path, rounds: int, calls: int = 20) -> dict[str, Any]:
     """The runner's times, added up, against the same calls in a bare loop timed as a whole, in turns.
 
@@ -170,13 +182,16 @@ def runner_overhead(path: Path, rounds: int, calls: int = 20) -> dict[str, Any]:
             else:
                 samples[side].append(_bare(model._one, calls))
     # Of the medians, not of the pairs: another program may have the core in one of a pair.
-    added = float(np.median(samples["runner"]) / np.median(samples["bare"])) - 1
+    added, least = (
+        float(np.percentile(samples["runner"], q) / np.percentile(samples["bare"], q)) - 1 for q in (50, 10)
+    )
     return {
         "file": path.name,
         "calls": calls,
         "runner_ms": _rounded(samples["runner"]),
         "bare_ms": _rounded(samples["bare"]),
         "added": round(added, 5),
+        "added_p10": round(least, 5),  # of the undisturbed turns, on a busy machine
     }
 
 
