@@ -45,6 +45,9 @@ PAGE = record.ROOT / "docs" / "peers.md"
 # Later passes of each exporter, and rounds of latency.
 PASSES = {"resnet20": 3, "resnet18": 2, "resnet50": 1, "mobile_resnet": 2}
 ROUNDS = 5
+# Its quantized torch module agrees with float on 0.99 of the images, its package on the MIL evaluator on
+# 0.2: one of conversion and evaluator is wrong, and until it is known which, no accuracy is reported.
+UNEXPLAINED = {"coremltools": "not known: its package, on the MIL evaluator, contradicts its torch module"}
 
 
 def main() -> None:
@@ -99,6 +102,8 @@ def measured(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
 
 def _quality(exporter: str, prepared: Prepared) -> dict[str, Any]:
     """Agreement with torch in float, and accuracy where there are labels."""
+    if exporter in UNEXPLAINED:
+        return {"not_answered": UNEXPLAINED[exporter]}
     images = np.load(prepared.folder / "images.npy", mmap_mode="r")
     pixels = np.load(prepared.folder / "pixels.npy")
     try:
