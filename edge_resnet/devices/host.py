@@ -8,9 +8,8 @@ machine that slows down slows all artifacts alike.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_resnet.benchmark.process import WorkerProcess
-from edge_resnet.benchmark.result import BenchmarkResult, BenchmarkSettings, without_figures
-from edge_resnet.benchmark.timing import latency_summary, tail, warm_up
+from edge_resnet.benchmark.result import BenchmarkResult, without_figures
+from edge_resnet.benchmark.timing import latency_summary, tail
+from edge_resnet.benchmark.turns import batch_throughput, conditions_there, measure_in_turns
 from edge_resnet.devices.device import Answers, DeviceLostError, Job, Measurement, Request
 from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.progress import Advance
@@ -145,10 +145,10 @@ class _Measured:
                 except MissingToolError as error:
                     lost[job.key] = self._reason(error)
                     self._advance(self._settings.runs)
-            before = _conditions(workers, lost)
-            samples, energy = _measure(workers, self._settings, self._advance, lost, self._reason)
-            batches = _batches(workers, self._settings, lost, self._reason)
-            after = _conditions(workers, lost)
+            before = conditions_there(workers, lost)
+            samples, energy = measure_in_turns(workers, self._settings, self._advance, lost, self._reason)
+            batches = batch_throughput(workers, self._settings, lost, self._reason)
+            after = conditions_there(workers, lost)
             for job in jobs:
                 if job.key in lost:
                     result = self._without(job, threads, lost[job.key])
@@ -165,21 +165,29 @@ class _Measured:
                 self._found[job.key].benchmarks.append(result)
 
     def answer(self, jobs: Sequence[Job], pixels: NDArray[np.uint8]) -> None:
-        """The logits of each artifact for all images."""
+        """The logits of each artifact for all images, or for those before it failed."""
         there = self._session.images(pixels)
         for job in jobs:
             parts: list[NDArray[np.float32]] = []
+            version = ""
             try:
                 with self._worker(job, 1) as worker:
+                    version = worker.start.version
                     for first in range(0, len(pixels), _IMAGES_AT_ONCE):
                         count = min(_IMAGES_AT_ONCE, len(pixels) - first)
                         parts.append(worker.logits(there, first, count))
                         self._advance(count)
-                    version = worker.start.version
             except MissingToolError as error:
-                note = f"only {sum(map(len, parts))} of {len(pixels)} images: {self._reason(error)}"
+                known = sum(map(len, parts))
+                self._keep(job, parts, version)
+                note = f"only {known} of {len(pixels)} images: {self._reason(error)}"
                 self._found[job.key].benchmarks.append(self._without(job, 1, note))
-                continue
+                self._advance(len(pixels) - known)
+            else:
+                self._keep(job, parts, version)
+
+    def _keep(self, job: Job, parts: Sequence[NDArray[np.float32]], version: str) -> None:
+        if parts:
             name = RUNTIMES[job.path.suffix][1]
             self._found[job.key].answers = Answers(np.concatenate(parts), name, version, self._host.kind)
 
@@ -231,74 +239,6 @@ class _Measured:
                 *noise(summary, threads, self._session.cores, conditions["before"]),
             ],
         )
-
-
-def _measure(
-    workers: Mapping[str, WorkerProcess],
-    settings: BenchmarkSettings,
-    advance: Callable[[int], None],
-    lost: dict[str, str],
-    reason: Callable[[MissingToolError], str],
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds of each artifact, measured in turns, and millijoules for one image where the host tells.
-
-    `lost` receives why those that were lost on the way were.
-    """
-    samples: dict[str, list[float]] = {key: [] for key in workers}
-    energy: dict[str, list[float]] = {key: [] for key in workers}
-
-    def turn(key: str, count: int) -> list[float]:
-        if key in lost:
-            return []
-        try:
-            times = workers[key].run(settings.settle + count)
-        except MissingToolError as error:
-            lost[key] = reason(error)
-            return []
-        used = workers[key].energy_uj
-        if used is not None:
-            energy[key].append(used / (1000 * len(times)))
-        return times[settings.settle :]
-
-    for key in workers:
-        warm_up(partial(turn, key, settings.block), settings.warmup_blocks, settings.steady)
-        energy[key].clear()
-    for done in range(0, settings.runs, settings.block):
-        count = min(settings.block, settings.runs - done)
-        for key in workers:
-            samples[key] += turn(key, count)
-            advance(count)
-    return samples, {key: float(np.median(values)) for key, values in energy.items() if values}
-
-
-def _batches(
-    workers: Mapping[str, WorkerProcess],
-    settings: BenchmarkSettings,
-    lost: Mapping[str, str],
-    reason: Callable[[MissingToolError], str],
-) -> dict[str, float]:
-    """Images a second of each artifact at batches of `settings.batch`, in turns."""
-    if settings.batch == 1:
-        return {}
-    turns = max(2, settings.runs // settings.block)
-    samples: dict[str, list[float]] = {key: [] for key in workers if key not in lost}
-    for _ in range(turns):
-        for key in list(samples):
-            try:
-                samples[key] += workers[key].run_batch(settings.batch, 2)[1:]
-            except MissingToolError as error:
-                reason(error)  # a runtime that takes single images only: the throughput stays unknown
-                del samples[key]
-    return {key: 1000 * settings.batch / float(np.median(times)) for key, times in samples.items()}
-
-
-def _conditions(workers: Mapping[str, WorkerProcess], lost: Mapping[str, str]) -> dict[str, Any]:
-    """Clock, load and temperature there; empty where nobody is left to ask."""
-    for key, worker in workers.items():
-        if key not in lost:
-            with contextlib.suppress(MissingToolError):
-                return worker.conditions()
-    return {}
 
 
 def noise(
