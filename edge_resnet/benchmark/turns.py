@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,22 +16,24 @@ from edge_resnet.errors import MissingToolError
 
 __all__ = ["batch_throughput", "conditions_there", "measure_in_turns"]
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 def measure_in_turns(
-    workers: Mapping[str, WorkerProcess],
+    workers: Mapping[Key, WorkerProcess],
     settings: BenchmarkSettings,
     advance: Callable[[int], None],
-    lost: dict[str, str],
+    lost: dict[Key, str],
     reason: Callable[[MissingToolError], str],
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds of each artifact, measured in turns, and millijoules for one image where the host tells.
+) -> tuple[dict[Key, list[float]], dict[Key, float]]:
+    """Milliseconds of each worker's artifact, in turns, and millijoules for one image where the host tells.
 
     `lost` receives why those that were lost on the way were.
     """
-    samples: dict[str, list[float]] = {key: [] for key in workers}
-    energy: dict[str, list[float]] = {key: [] for key in workers}
+    samples: dict[Key, list[float]] = {key: [] for key in workers}
+    energy: dict[Key, list[float]] = {key: [] for key in workers}
 
-    def turn(key: str, count: int) -> list[float]:
+    def turn(key: Key, count: int) -> list[float]:
         if key in lost:
             return []
         try:

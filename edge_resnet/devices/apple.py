@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import numpy as np
 
 from edge_resnet.benchmark.process import WorkerProcess
 from edge_resnet.benchmark.result import BenchmarkResult, BenchmarkSettings, without_figures
-from edge_resnet.benchmark.timing import latency_summary, warm_up
+from edge_resnet.benchmark.timing import latency_summary
+from edge_resnet.benchmark.turns import measure_in_turns
 from edge_resnet.cpu import this_cpu
 from edge_resnet.devices.apple_worker import UNITS
 from edge_resnet.devices.device import Answers, Job, Measurement, Request
@@ -110,7 +110,7 @@ def _time(
             except MissingToolError as error:
                 lost[job.key, units] = str(error)
                 advance(settings.runs)
-        samples = _samples(running, settings, lost, advance)
+        samples, _ = measure_in_turns(running, settings, advance, lost, str)
         for job, units in keys:
             key = (job.key, units)
             if key not in lost:
@@ -121,34 +121,6 @@ def _time(
             if key in lost:
                 result = without_figures(AppleDevice.uri, f"Core ML ({units})", _KIND, lost[key])
             found[job.key].benchmarks.append(result)
-
-
-def _samples(
-    running: dict[tuple[str, str], AppleProcess],
-    settings: BenchmarkSettings,
-    lost: dict[tuple[str, str], str],
-    advance: Advance,
-) -> dict[tuple[str, str], list[float]]:
-    """Milliseconds, taken in turns A B A B after a warm-up; `lost` receives why some were lost."""
-    samples: dict[tuple[str, str], list[float]] = {key: [] for key in running}
-
-    def turn(key: tuple[str, str], count: int) -> list[float]:
-        if key in lost:
-            return []
-        try:
-            return running[key].run(settings.settle + count)[settings.settle :]
-        except MissingToolError as error:
-            lost[key] = str(error)
-            return []
-
-    for key in running:
-        warm_up(partial(turn, key, settings.block), settings.warmup_blocks, settings.steady)
-    for done in range(0, settings.runs, settings.block):
-        count = min(settings.block, settings.runs - done)
-        for key in running:
-            samples[key] += turn(key, count)
-            advance(count)
-    return samples
 
 
 def _result(units: str, process: AppleProcess, latencies: Sequence[float]) -> BenchmarkResult:

@@ -18,7 +18,7 @@ from edge_resnet.devices.host import measure_on_host, steps_on_host
 from edge_resnet.errors import InputError
 from edge_resnet.progress import Advance
 
-__all__ = ["LocalDevice", "benchmark_local", "open_local"]
+__all__ = ["LocalDevice", "OnThisMachine", "benchmark_local", "open_local"]
 
 
 class LocalDevice:
@@ -32,7 +32,7 @@ class LocalDevice:
     @contextmanager
     def session(self, runtimes: Sequence[str]) -> Iterator[_Here]:
         with tempfile.TemporaryDirectory(prefix="edge-resnet-") as folder:
-            yield _Here(Path(folder))
+            yield _Here(Path(folder), this_cpu().cores)
 
     def steps(self, jobs: Sequence[Job], request: Request) -> int:
         return steps_on_host(jobs, request)
@@ -41,12 +41,11 @@ class LocalDevice:
         return measure_on_host(self, jobs, request, advance)
 
 
-class _Here:
-    def __init__(self, folder: Path) -> None:
-        self._folder, self.cores = folder, this_cpu().cores
+class OnThisMachine:
+    """What a Session is whose worker sees this machine's files. `folder`: where images may be put."""
 
-    def command(self, artifact: Path, runtime: str, threads: int) -> list[str]:
-        return worker_command(artifact, runtime, threads)
+    def __init__(self, folder: Path, cores: int) -> None:
+        self._folder, self.cores = folder, cores
 
     def images(self, pixels: NDArray[np.uint8]) -> str:
         path = self._folder / "images.npy"
@@ -55,6 +54,11 @@ class _Here:
 
     def lost(self) -> str | None:
         return None
+
+
+class _Here(OnThisMachine):
+    def command(self, artifact: Path, runtime: str, threads: int) -> list[str]:
+        return worker_command(artifact, runtime, threads)
 
 
 def benchmark_local(

@@ -16,9 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edge_resnet.benchmark.process import WORKER
 from edge_resnet.benchmark.result import BenchmarkResult
 from edge_resnet.devices.arm_cpus import ARM_CPUS
@@ -26,6 +23,7 @@ from edge_resnet.devices.arm_root import PYTHON, arm_command, arm_emulator, arm_
 from edge_resnet.devices.device import Job, Measurement, Request
 from edge_resnet.devices.host import RUNTIMES, measure_on_host, steps_on_host
 from edge_resnet.devices.instruction_counts import count_instructions, emulator_version
+from edge_resnet.devices.local import OnThisMachine
 from edge_resnet.errors import InputError, MissingToolError
 from edge_resnet.progress import Advance
 
@@ -133,21 +131,14 @@ class EmulatedCpu:
         return _x86_command(X86_CPUS[self._cpu])
 
 
-class _Emulation:
+class _Emulation(OnThisMachine):
     def __init__(self, folder: Path, command: _Command) -> None:
-        self._folder, self._command, self.cores = folder, command, os.cpu_count() or 1
+        super().__init__(folder, os.cpu_count() or 1)
+        self._command = command
 
     def command(self, artifact: Path, runtime: str, threads: int) -> list[str]:
         arguments = [str(WORKER), str(artifact.absolute()), "--runtime", runtime, "--threads", str(threads)]
         return self._command([], arguments)
-
-    def images(self, pixels: NDArray[np.uint8]) -> str:
-        path = self._folder / "images.npy"
-        np.save(path, pixels)
-        return str(path)
-
-    def lost(self) -> str | None:
-        return None
 
 
 def open_qemu(uri: str) -> EmulatedCpu:
