@@ -120,6 +120,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     [
         ({}, 2**30),
         ({"optimizer": "adamw", "precision": "float32", "learning_rate": 0.01}, 2**30),
+        ({"optimizer": "muon", "learning_rate": 0.01}, 2**30),
         ({"average": 0.5}, 2**30),
         ({"epochs": 2}, 0),  # images are decoded again in each epoch
     ],

@@ -68,7 +68,7 @@ class HintMap(nn.Module):
 
     def __init__(self, student: int, teacher: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(teacher, student, 1, 1))
+        self.weight = nn.Parameter(torch.zeros(teacher, student))
         self.bias = nn.Parameter(torch.zeros(teacher))
         self.register_buffer("mean", torch.zeros(student))
         self.register_buffer("factor", torch.ones(student))
@@ -77,9 +77,9 @@ class HintMap(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The squared error in units of each teacher channel's variance: 1 where only means are known."""
-        weight = self.weight * self.factor[:, None, None]
-        bias = self.bias - (weight[:, :, 0, 0] * self.mean).sum(1)
-        predicted = F.conv2d(student, weight, bias).float()
+        weight = self.weight * self.factor
+        bias = self.bias - (weight * self.mean).sum(1)
+        predicted = F.conv2d(student, weight[:, :, None, None], bias).float()
         shape = (-1, 1, 1)
         target = (teacher.float() - self.target_mean.view(shape)) * self.target_factor.view(shape)
         return F.mse_loss(predicted, target)
@@ -110,7 +110,7 @@ class _Moments:
         ridge = _RIDGE * torch.eye(len(factor), dtype=torch.float64)
         result = HintMap(len(s_sum), len(t_sum))
         with torch.no_grad():
-            result.weight.copy_(torch.linalg.solve(covariance + ridge, cross.T).T[:, :, None, None])
+            result.weight.copy_(torch.linalg.solve(covariance + ridge, cross.T).T)
             result.mean.copy_(s_sum)
             result.factor.copy_(factor)
             result.target_mean.copy_(t_sum)

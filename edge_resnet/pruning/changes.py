@@ -16,15 +16,15 @@ __all__ = ["Origins", "as_ranges"]
 
 
 class Origins:
-    """Which channels of the original each tensor still has."""
+    """Which channels of the original each tensor still has: `channels`."""
 
     def __init__(self, graph: Graph) -> None:
         self._original = graph
-        self._channels = {name: np.arange(shape[0]) for name, shape in graph.shapes.items()}
+        self.channels = {name: np.arange(shape[0]) for name, shape in graph.shapes.items()}
 
     def keep(self, masks: Mapping[str, NDArray[np.bool_]]) -> None:
         """Follow a removal of channels; tensors that are not named are gone."""
-        self._channels = {name: self._channels[name][mask] for name, mask in masks.items()}
+        self.channels = {name: self.channels[name][mask] for name, mask in masks.items()}
 
     def layers(self, pruned: Graph) -> tuple[LayerChange, ...]:
         """All layers of the original."""
@@ -34,7 +34,7 @@ class Origins:
                 continue
             left = pruned.by_name.get(node.name)
             shape = self._original.shapes[node.name]
-            channels = np.arange(0) if left is None else self._channels[node.name]
+            channels = np.arange(0) if left is None else self.channels[node.name]
             changes.append(
                 LayerChange(
                     node.name,

@@ -19,6 +19,7 @@ from edge_resnet.pruning.changes import Origins
 from edge_resnet.pruning.costs import Costs, total_cost
 from edge_resnet.pruning.criteria import CRITERIA, Ladder, channel_ladders
 from edge_resnet.pruning.evidence import Sample, answers, block_costs, divergence
+from edge_resnet.pruning.reconstruct import reconstructed
 from edge_resnet.pruning.selection import Candidates, Selection, select
 from edge_resnet.pruning_record import BlockChange, LayerChange
 from edge_resnet.recipe import Prune
@@ -59,7 +60,7 @@ def prune(
     assert budget is not None
     name, part = budget
     check_kept_layers(graph, settings.keep)
-    origins = Origins(graph)
+    original, origins = graph, Origins(graph)
     first = total_cost(costs_of(graph), graph)
     known: Mapping[str, float] = {}
     for step in range(1, settings.steps + 1):
@@ -73,6 +74,9 @@ def prune(
         masks = kept_channels(graph, list(candidates.groups), chosen.kept)
         graph = remove_blocks(remove_channels(graph, masks), chosen.blocks)
         origins.keep({node.name: masks[node.name] for node in graph.nodes})
+        if settings.reconstruct:
+            assert sample is not None
+            graph = reconstructed(original, graph, origins.channels, sample.pixels, seed, sample.advance)
         if step < settings.steps:
             graph = retrain(graph, step)
     reached = total_cost(costs_of(graph), graph) / first
@@ -86,6 +90,7 @@ def image_passes(graph: Graph, settings: Prune) -> int:
     passes = criterion.passes * settings.channels + int(blocks)
     if blocks and settings.channels and not criterion.in_nats:
         passes += 1 + _COMPARED
+    passes += int(settings.reconstruct)
     return passes and 1 + settings.steps * passes
 
 

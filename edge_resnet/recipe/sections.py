@@ -49,17 +49,19 @@ class _Section(BaseModel):
 class Optimization(_Section):
     """How a module is trained on the train split. `epochs: 0`: not at all.
 
-    `optimizer` sgd has Nesterov momentum 0.9. `learning_rate` is the one-cycle schedule's peak, reached after
-    `warmup` of all steps. `weight_decay` spares biases and batch normalization. `flip`: mirrored images,
-    wrong for digits and letters. `crop_padding`: pixels of random shift. `crop_area`: random crops of at
-    least this part of the image, enlarged to its size; 1.0: none. `precision` is the arithmetic's; weights
-    are float32. `batch` is the number of images of a step, over all devices. `average`: what comes out is the
-    exponential moving average of the weights, over about this part of all steps; 0: the last step's weights.
+    `optimizer` sgd has Nesterov momentum 0.9; muon turns a convolution's weights by `learning_rate` of
+    their length in all directions alike, and does the rest as sgd. `learning_rate` is the one-cycle
+    schedule's peak, reached after `warmup` of all steps. `weight_decay` spares biases and batch
+    normalization. `flip`: mirrored images, wrong for digits and letters. `crop_padding`: pixels of random
+    shift. `crop_area`: random crops of at least this part of the image, enlarged to its size; 1.0: none.
+    `precision` is the arithmetic's; weights are float32. `batch` is the number of images of a step, over
+    all devices. `average`: what comes out is the exponential moving average of the weights, over about
+    this part of all steps; 0: the last step's weights.
     """
 
     epochs: int = Field(default=0, ge=0)
     batch: int = Field(default=128, ge=2)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     warmup: float = Field(default=0.25, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
@@ -108,9 +110,11 @@ class Prune(_Section):
     """Structured pruning: channels and whole residual blocks go until the budget is met.
 
     The budget is what may be left of the original: of its int8 `latency` on `device`, of its multiply-
-    accumulates, parameters or bytes of the int8 file; one of them, a part between 0 and 1. All null: nothing
-    is pruned. `device`: local, or the file of a latency table that was measured elsewhere. `criterion`: what
-    a channel is worth, see docs/pruning.md. `multiple`: numbers of channels that kernels like. `images` of
+    accumulates, parameters or bytes of the int8 file; one of them, a part between 0 and 1. All null:
+    nothing is pruned. `device`: local, or the file of a latency table that was measured elsewhere.
+    `criterion`: what a channel is worth, see docs/pruning.md. `multiple`: numbers of channels that
+    kernels like. `reconstruct`: after each step the weights that are left are fitted to what the
+    original's layers computed of the images, by least squares (He et al., 2017, 1707.06168). `images` of
     the train split show what channels and blocks are worth. In `steps` the budget is approached evenly
     (linear) or faster at first (cubic: Zhu and Gupta, 2017, 1710.01878), and after each step but the last
     the model is trained for `step_epochs`, as the section finetune says. `keep`: layers that stay as they
@@ -126,6 +130,7 @@ class Prune(_Section):
     channels: bool = True
     blocks: bool = True
     multiple: int = Field(default=8, ge=1)
+    reconstruct: bool = False
     images: int = Field(default=512, ge=1)
     schedule: Literal["one-shot", "linear", "cubic"] = "one-shot"
     steps: int = Field(default=1, ge=1)

@@ -10,6 +10,7 @@ from torch import nn
 
 from edge_resnet.errors import InputError
 from edge_resnet.recipe import Optimization
+from edge_resnet.training.muon import Muon
 
 __all__ = ["decayed", "make_optimizer", "one_cycle", "set_rate"]
 
@@ -34,9 +35,11 @@ def decayed(module: nn.Module, settings: Optimization) -> list[dict[str, Any]]:
 
 
 def make_optimizer(groups: list[dict[str, Any]], settings: Optimization) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW (Loshchilov and Hutter, 2017, 1711.05101)."""
+    """SGD with Nesterov momentum, AdamW (Loshchilov and Hutter, 2017, 1711.05101), or Muon."""
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, settings.learning_rate)
+    if settings.optimizer == "muon":
+        return Muon(groups, settings.learning_rate)
     return torch.optim.SGD(groups, settings.learning_rate, momentum=_MOMENTUM, nesterov=True)
 
 
