@@ -118,6 +118,7 @@ def main() -> None:
     names = ", ".join((*known, *untrained))
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"one of {names}")
     parser.add_argument("--runs", type=Path, default=record.ROOT / "runs" / "pruning")
+    parser.add_argument("--devices", type=int, default=1, help="processes that train, as compress has them")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--images", type=int)
     arguments = parser.parse_args()
@@ -128,7 +129,7 @@ def main() -> None:
     runs = arguments.runs / "tried" if tried.on else arguments.runs
     for name in arguments.cases or (*known, *untrained):
         if name in known:
-            row = run_case(known[name], runs / name.replace(" ", "-"), runs, tried)
+            row = run_case(known[name], runs / name.replace(" ", "-"), runs, tried, arguments.devices)
             change: dict[str, Any] = {"cases": {name: row}}
         elif name == "latency":
             change = {"latency": latencies(runs, _finished())}
@@ -143,7 +144,7 @@ def main() -> None:
         print(name, json.dumps(_short(change)), flush=True)
 
 
-def run_case(case: Case, out: Path, runs: Path, tried: Tried = Tried()) -> dict[str, Any]:
+def run_case(case: Case, out: Path, runs: Path, tried: Tried = Tried(), devices: int = 1) -> dict[str, Any]:
     """The row of a case; its run is in `out`, what cases share in `runs`."""
     data = record.real_data()
     images = data / "cifar10-jpeg.zip"
@@ -158,8 +159,9 @@ def run_case(case: Case, out: Path, runs: Path, tried: Tried = Tried()) -> dict[
     command = ["edge-resnet", "compress", case.model, "--weights", f"{case.model}-cifar10.pt"]
     command += ["--data", images.name, "--recipe", f"recipes/{case.recipe}.yaml", "--target", TARGET]
     command += [part for setting in settings for part in ("--set", setting)]
+    command += ["--devices", str(devices)] if devices > 1 else []
     stands_in = peer.prune if peer is not None and case.peer is not None else None
-    result = _compressed(case, data, images, settings, out, stands_in, " ".join(command))
+    result = _compressed(case, data, images, settings, out, stands_in, " ".join(command), devices)
     if result.failures:
         raise SystemExit(f"{out.name}: {'; '.join(result.failures)}")
     report = json.loads((out / "report.json").read_text())
@@ -179,6 +181,7 @@ def _compressed(
     out: Path,
     stands_in: Callable[..., Any] | None,
     command: str,
+    devices: int,
 ) -> edge_resnet.RunResult:
     def compress() -> edge_resnet.RunResult:
         return edge_resnet.compress(
@@ -190,6 +193,7 @@ def _compressed(
             settings=settings,
             out=out,
             command=command,
+            devices=devices,
         )
 
     if stands_in is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import shutil
 import struct
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -16,6 +18,7 @@ from PIL import Image
 
 from edge_resnet.data.images import open_images
 from edge_resnet.data.preprocess import Preprocess
+from edge_resnet.data.stores import ZipStore
 from edge_resnet.errors import InputError
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -46,6 +49,27 @@ def test_folder_and_zip_hold_the_same(image_folder: Path, tmp_path: Path) -> Non
     pixels, labels = _all(str(image_folder))
     assert pixels.shape == (15, 32, 32, 3)
     assert np.array_equal(pixels.mean((1, 2)).argmax(1), 2 - labels)  # blue, green, red
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="training forks on Linux only")
+def test_forked_processes_read_one_zip_side_by_side(image_folder: Path, tmp_path: Path) -> None:
+    """As --devices 2 does: a file that was opened before has one position for all of them."""
+    store = ZipStore(_zip_of(image_folder, tmp_path / "images.zip"))
+    names = [name for name, _ in store.names()]
+    expected = {name: store.pixels(name, PREPROCESS) for name in names}
+
+    def read(seed: int) -> None:
+        order = np.random.default_rng(seed).permutation(100 * names)
+        wrong = sum(not np.array_equal(store.pixels(name, PREPROCESS), expected[name]) for name in order)
+        sys.exit(bool(wrong))
+
+    children = [multiprocessing.get_context("fork").Process(target=read, args=(n,)) for n in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0]
+    assert np.array_equal(store.pixels(names[0], PREPROCESS), expected[names[0]])
 
 
 def test_order_is_shuffled_and_repeatable(image_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -122,6 +123,25 @@ def test_gate_gradients_are_the_derivatives_of_the_loss() -> None:
             # Some ReLU of some image has its kink within the step.
             difference = gradients[index][:, unit] - (up - down) / (2 * step)
             assert np.linalg.norm(difference) < 0.03 * np.linalg.norm(gradients[index][:, unit])
+
+
+def test_gate_gradients_leave_no_tensors_behind() -> None:
+    """Those of a batch are freed with it, and not when Python next looks for circles: gigabytes of images."""
+
+    def tensors() -> int:
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    graph = residual_graph()
+    sample, groups = sample_of(graph), channel_groups(graph)
+    gate_gradients(graph, groups, sample, sample.labels)
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        gate_gradients(graph, groups, sample, sample.labels)
+        assert tensors() == before
+    finally:
+        gc.enable()
 
 
 def test_taylor_and_norms_follow_their_formulas() -> None:

@@ -83,20 +83,26 @@ class FolderStore:
         return decoded(path, preprocess)
 
 
+class _OpenZip:
+    """An archive as this process has it open."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.lock, self.process = zipfile.ZipFile(path), threading.Lock(), os.getpid()
+
+
 class ZipStore:
     """Members of a .zip, read in place. The content token is the member's CRC."""
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._opened = _OpenZip(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise InputError(f"{path}: not an image folder and not a readable .zip: {error}") from error
-        self._lock = threading.Lock()
 
     def names(self) -> Sequence[tuple[str, str]]:
         found: list[tuple[str, str]] = []
-        for member in self._zip.infolist():
+        for member in self._opened.file.infolist():
             name = member.filename
             if member.is_dir() or not name.lower().endswith(_IMAGES):
                 continue
@@ -112,10 +118,14 @@ class ZipStore:
         return sorted(found)
 
     def pixels(self, name: str, preprocess: Preprocess) -> NDArray[np.uint8]:
+        opened = self._opened
         try:
-            with self._lock, self._zip.open(name) as member:  # one file handle
+            if opened.process != os.getpid():
+                # Forked for training: a file handle shared with other processes has one position for all.
+                self._opened = opened = _OpenZip(Path(self.source))
+            with opened.lock, opened.file.open(name) as member:  # one file handle
                 # Not read(): it unpacks everything first, and a member may hold far more than it declares.
-                data = member.read(self._zip.getinfo(name).file_size)
+                data = member.read(opened.file.getinfo(name).file_size)
         except Exception as error:  # each compression method has error types of its own
             raise ValueError(str(error) or type(error).__name__) from error
         return decoded(data, preprocess)

@@ -197,8 +197,11 @@ def _divergence(expected: Tensor, logits: Tensor) -> float:
 
 def _products(name: str, seen: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def watch(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # Not `output` itself, which holds the hook: such a circle is freed only when Python looks for circles.
+        values = output.detach()
+
         def keep(gradient: Tensor) -> None:
-            product = (output.detach() * gradient).float()
+            product = (values * gradient).float()
             seen[name] = product.flatten(2).sum(2) if product.ndim == 4 else product
 
         output.register_hook(keep)  # type: ignore[no-untyped-call]
