@@ -197,7 +197,7 @@ def _divergence(expected: Tensor, logits: Tensor) -> float:
 
 def _products(name: str, seen: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def watch(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # Not `output` itself, which holds the hook: such a circle is freed only when Python looks for circles.
+        # Not `output` itself, which holds the hook: a circle is freed only when Python looks for circles.
         values = output.detach()
 
         def keep(gradient: Tensor) -> None:
