@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,12 @@ class WorkerProcess:
         answer = self._asked({"images": images, "first": first, "count": count})
         values = np.frombuffer(base64.b64decode(answer["logits"]), np.float32)
         return values.reshape(answer["shape"])
+
+    def parts(self, images: str, total: int, at_once: int) -> Iterator[NDArray[np.float32]]:
+        """The answers to the first `total` images, so many at once: none is waited for longer than the
+        time-out."""
+        for first in range(0, total, at_once):
+            yield self.logits(images, first, min(at_once, total - first))
 
     def figures(self) -> tuple[dict[str, float | int], list[str]]:
         """What only an emulator tells, and what it left to the CPU (devices/emulator_process.py)."""

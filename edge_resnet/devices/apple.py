@@ -181,19 +181,18 @@ def _answer(
 ) -> None:
     """The package's logits for all images, on all of the Mac's processors."""
     parts: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-    runtime = f"Core ML ({_ANSWERING})"
+    runtime, version = f"Core ML ({_ANSWERING})", ""
     try:
         with _process(job, _ANSWERING, settings.timeout) as process:
-            for first in range(0, count, _IMAGES_AT_ONCE):
-                some = min(_IMAGES_AT_ONCE, count - first)
-                parts.append(process.logits(str(images), first, some))
-                advance(some)
             version = process.start.version
+            for part in process.parts(str(images), count, _IMAGES_AT_ONCE):
+                parts.append(part)
+                advance(len(part))
     except MissingToolError as error:
         note = f"only {sum(map(len, parts))} of {count} images: {error}"
         found.benchmarks.append(without_figures(AppleDevice.uri, runtime, _KIND, note))
-        return
-    found.answers = Answers(np.concatenate(parts), runtime, version, _KIND)
+    if parts:
+        found.answers = Answers(np.concatenate(parts), runtime, version, _KIND)
 
 
 def open_apple(uri: str) -> AppleDevice:

@@ -119,10 +119,9 @@ class EmulatedDevice:
                 )
                 advance(1)
                 total = 0 if request.pixels is None else len(request.pixels)
-                for first in range(0, total, _IMAGES_AT_ONCE):
-                    count = min(_IMAGES_AT_ONCE, total - first)
-                    parts.append(worker.logits(str(folder / "images.npy"), first, count))
-                    advance(count)
+                for part in worker.parts(str(folder / "images.npy"), total, _IMAGES_AT_ONCE):
+                    parts.append(part)
+                    advance(len(part))
         except MissingToolError as error:
             if measurement.benchmarks:
                 answered = sum(map(len, parts))

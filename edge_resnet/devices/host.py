@@ -173,10 +173,9 @@ class _Measured:
             try:
                 with self._worker(job, 1) as worker:
                     version = worker.start.version
-                    for first in range(0, len(pixels), _IMAGES_AT_ONCE):
-                        count = min(_IMAGES_AT_ONCE, len(pixels) - first)
-                        parts.append(worker.logits(there, first, count))
-                        self._advance(count)
+                    for part in worker.parts(there, len(pixels), _IMAGES_AT_ONCE):
+                        parts.append(part)
+                        self._advance(len(part))
             except MissingToolError as error:
                 known = sum(map(len, parts))
                 self._keep(job, parts, version)
