@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -223,3 +224,12 @@ def test_energy(
     assert worker._energy_uj() == (5 if "RAPL" in str(files) or "rapl" in str(files) else None)
     before, after, expected = used
     assert worker._used_uj(before, after, 2.0) == expected
+
+
+@pytest.mark.skipif(find_spec("tflite_micro") is None, reason='needs tflite-micro: pip install -e ".[npu]"')
+def test_what_only_a_device_tells_is_printed(edge_resnet: Command, demo_run: Path) -> None:
+    artifact = next(demo_run.glob("*.tflite"))
+    code, _, err = edge_resnet("benchmark", artifact, "--device", "tflm://host")
+    assert code == 0
+    (line,) = [line for line in err.splitlines() if line.startswith(f"{artifact.name}: tflm://host: arena")]
+    assert "scratch" in line

@@ -14,6 +14,7 @@ from rich.text import Text
 from edge_resnet.benchmark.result import BenchmarkSettings
 from edge_resnet.cli.console import ConsoleProgress, error_console
 from edge_resnet.devices.benchmark import Benchmarked, benchmark
+from edge_resnet.report.present_devices import figure_words
 from edge_resnet.report.schema import Benchmark
 from edge_resnet.report.wording import NO_FIGURE, memory_words, milliseconds, percent, points, share
 
@@ -54,7 +55,13 @@ def print_benchmarks(found: Benchmarked, console: Console | None) -> int:
         for table in _tables(found.entries):
             console.print(table)
         for key, rows in found.entries.items():
-            for line in dict.fromkeys(f"{entry.device}: {note}" for entry in rows for note in entry.notes):
+            lines = (
+                f"{entry.device}: {line}"
+                for entry in rows
+                for line in (figure_words(entry), *entry.notes)
+                if line
+            )
+            for line in dict.fromkeys(lines):
                 console.print(f"{Path(key).name}: {line}", markup=False, highlight=False, soft_wrap=True)
     for reason in found.lost:
         print(f"edge-resnet: {reason}", file=sys.stderr)

@@ -9,7 +9,7 @@ from edge_resnet.report.figures import Figure, Reasons, because
 from edge_resnet.report.schema import Accuracy, Artifact, Benchmark
 from edge_resnet.report.wording import bytes_words, interval_words, memory_words, percent, points, share
 
-__all__ = ["AnswerRow", "DeviceFigure", "DevicePage", "LayerTable", "present_devices"]
+__all__ = ["AnswerRow", "DeviceFigure", "DevicePage", "LayerTable", "figure_words", "present_devices"]
 
 _NOT_ANSWERED = "no test images were answered there"
 _FLOAT = "a float file has no LSB; its logits are compared as real numbers"
@@ -96,6 +96,11 @@ def _answers(target: str, benchmark: Benchmark, accuracy: Accuracy, reasons: Rea
         agreement=reasons.figure(agreement, share, kind, reason),
         max_lsb=reasons.figure(lsb, str, kind, _FLOAT),
     )
+
+
+def figure_words(benchmark: Benchmark) -> str:
+    """What only this device tells, in a line; empty: nothing."""
+    return ", ".join(f"{_name(key)} {_words(key, value)}" for key, value in benchmark.figures.items())
 
 
 def _figures(target: str, benchmark: Benchmark) -> list[DeviceFigure]:
