@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Muon"]
+__all__ = ["MOMENTUM", "Muon"]
 
-_MOMENTUM = 0.9
+MOMENTUM = 0.9  # He et al., 2015 (1512.03385), section 3.4
 # The quintic iteration that takes all singular values of up to 1 to about 1, and so often.
 _COEFFICIENTS, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 _LEAST_NORM = 1e-7
@@ -62,8 +62,8 @@ class Muon(torch.optim.Optimizer):
         state = self.state[parameter]
         if _BUFFER not in state:
             state[_BUFFER] = torch.zeros_like(parameter)
-        buffer: Tensor = state[_BUFFER].mul_(_MOMENTUM).add_(gradient)
-        return gradient + _MOMENTUM * buffer
+        buffer: Tensor = state[_BUFFER].mul_(MOMENTUM).add_(gradient)
+        return gradient + MOMENTUM * buffer
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:

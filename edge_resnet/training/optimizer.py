@@ -10,11 +10,10 @@ from torch import nn
 
 from edge_resnet.errors import InputError
 from edge_resnet.recipe import Optimization
-from edge_resnet.training.muon import Muon
+from edge_resnet.training.muon import MOMENTUM, Muon
 
 __all__ = ["decayed", "make_optimizer", "one_cycle", "set_rate"]
 
-_MOMENTUM = 0.9  # He et al., 2015 (1512.03385), section 3.4
 _FIRST_RATE = 1 / 25  # of the peak, where the one-cycle schedule begins
 
 
@@ -40,7 +39,7 @@ def make_optimizer(groups: list[dict[str, Any]], settings: Optimization) -> torc
         return torch.optim.AdamW(groups, settings.learning_rate)
     if settings.optimizer == "muon":
         return Muon(groups, settings.learning_rate)
-    return torch.optim.SGD(groups, settings.learning_rate, momentum=_MOMENTUM, nesterov=True)
+    return torch.optim.SGD(groups, settings.learning_rate, momentum=MOMENTUM, nesterov=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, settings: Optimization, done: float) -> None:
