@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_resnet.graph import nodes as g
-from edge_resnet.graph.channels import channel_groups, kept_channels
+from edge_resnet.graph.channels import ChannelGroup, channel_groups, kept_channels
 from edge_resnet.graph.float_executor import FloatExecutor
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.passes import simplify
@@ -27,13 +28,20 @@ from tests.random_graphs import random_graph, random_pixels
 from tests.test_pruning import residual_graph
 
 
+def narrowed(
+    graph: Graph, groups: Sequence[ChannelGroup], stays: list[np.ndarray]
+) -> tuple[Graph, dict[str, np.ndarray]]:
+    """The graph with those units of the groups, and what is left of each tensor."""
+    masks = kept_channels(graph, list(groups), stays)
+    return remove_channels(graph, masks), {name: np.flatnonzero(mask) for name, mask in masks.items()}
+
+
 def without(graph: Graph, channel: int, layer: str) -> tuple[Graph, dict[str, np.ndarray]]:
     """The graph without a channel of a layer, and what is left of each tensor."""
     group = next(group for group in channel_groups(graph) if layer in group.layers)
     stays = np.ones(group.units, bool)
     stays[channel] = False
-    masks = kept_channels(graph, [group], [stays])
-    return remove_channels(graph, masks), {name: np.flatnonzero(mask) for name, mask in masks.items()}
+    return narrowed(graph, [group], [stays])
 
 
 def all_channels(graph: Graph) -> dict[str, np.ndarray]:
@@ -127,9 +135,8 @@ def test_the_next_block_adds_what_a_block_that_went_had_added() -> None:
     graph = residual_graph(seed=1, blocks=4)
     block = next(block for block in identity_blocks(graph))
     smaller = remove_blocks(graph, (block.total,))
-    left = {name: np.arange(shape[0]) for name, shape in smaller.shapes.items()}
     pixels, fresh = random_pixels(graph, 256), random_pixels(graph, 32, 1)
-    fitted = reconstructed(graph, smaller, left, pixels)
+    fitted = reconstructed(graph, smaller, all_channels(smaller), pixels)
     expected = FloatExecutor(graph).run(fresh)
     errors = [np.square(FloatExecutor(g).run(fresh) - expected).mean() for g in (smaller, fitted)]
     assert errors[1] < 0.5 * errors[0]
@@ -145,9 +152,7 @@ def test_any_model_is_fitted(seed: int, blocks: int) -> None:
     stays = [rng.random(group.units) < 0.6 for group in groups]
     for mask in stays:
         mask[0] = True
-    masks = kept_channels(graph, list(groups), stays)
-    smaller = remove_channels(graph, masks)
-    left = {name: np.flatnonzero(mask) for name, mask in masks.items()}
+    smaller, left = narrowed(graph, groups, stays)
     fitted = reconstructed(graph, smaller, left, random_pixels(graph, 40))
     assert fitted.shapes == smaller.shapes
     assert np.isfinite(FloatExecutor(fitted).run(random_pixels(graph, 4, 1))).all()
