@@ -12,6 +12,7 @@ __all__ = [
     "MissingToolError",
     "UnsupportedOperatorError",
     "VerificationError",
+    "first_line",
 ]
 
 
@@ -43,3 +44,8 @@ class MissingToolError(EdgeResnetError):
     """A device, a package or a runtime is not there, or was lost."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, or its type where it says nothing: enough for one clear line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError
+from edge_resnet.errors import GraphError, InputError, UnsupportedOperatorError, first_line
 from edge_resnet.frontends.builder import GraphBuilder
 from edge_resnet.frontends.ends import chosen_output
 from edge_resnet.frontends.node_builder import check_finite
@@ -44,9 +44,8 @@ def graph_from_module(
     try:
         program = torch.export.export(module, (example,))
     except Exception as error:  # torch.export raises many types; the first line says what the model did
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{name}: torch.export cannot trace the model at input {list(example.shape)}: {reason}"
+            f"{name}: torch.export cannot trace the model at input {list(example.shape)}: {first_line(error)}"
         ) from error
     return graph_from_program(program, name, mean, std, labels)
 

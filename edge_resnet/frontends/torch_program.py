@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edge_resnet.errors import InputError
+from edge_resnet.errors import InputError, first_line
 from edge_resnet.files import check_regular_file
 
 __all__ = ["TorchProgram", "load_program"]
@@ -86,7 +86,7 @@ def load_program(path: Path) -> TorchProgram:
     except InputError:
         raise
     except Exception as error:  # a damaged archive surfaces as any type
-        reason = next(iter(str(error).strip().splitlines()), "")[:200]
+        reason = first_line(error)[:200]
         raise InputError(
             f"{path}: not a readable .pt2 archive of torch.export.save: {type(error).__name__}: {reason}"
         ) from error

@@ -15,7 +15,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from edge_resnet.errors import InputError
+from edge_resnet.errors import InputError, first_line
 from edge_resnet.files import check_regular_file
 
 __all__ = ["check_finite", "is_torchscript", "load_into", "load_state_dict_file"]
@@ -110,8 +110,7 @@ def _read_pickled(path: Path) -> Any:
     except OSError as error:
         raise _unreadable(path, error) from error
     except Exception as error:  # a damaged archive surfaces as many types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: truncated or damaged weights file: {reason}") from error
+        raise InputError(f"{path}: truncated or damaged weights file: {first_line(error)}") from error
 
 
 def is_torchscript(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_resnet.errors import VerificationError
+from edge_resnet.errors import VerificationError, first_line
 from edge_resnet.export.coreml_library import import_coremltools
 
 __all__ = ["MilProgram", "palettes", "read_package"]
@@ -50,8 +50,7 @@ def read_package(path: Path) -> MilProgram:
     except VerificationError:
         raise
     except Exception as error:  # protobuf, the blob reader and MIL each have their own types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise VerificationError(f"{path}: damaged Core ML package: {reason}") from error
+        raise VerificationError(f"{path}: damaged Core ML package: {first_line(error)}") from error
 
 
 def palettes(op: Any) -> tuple[NDArray[np.uint8], NDArray[Any]]:

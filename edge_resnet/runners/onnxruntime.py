@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_resnet.errors import VerificationError
+from edge_resnet.errors import VerificationError, first_line
 
 __all__ = ["OnnxRuntimeRunner"]
 
@@ -36,8 +36,9 @@ class OnnxRuntimeRunner:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exception types are created at run time, under no common base
-            reason = str(error).strip().splitlines()[0]
-            raise VerificationError(f"{path}: ONNX Runtime does not accept the file: {reason}") from error
+            raise VerificationError(
+                f"{path}: ONNX Runtime does not accept the file: {first_line(error)}"
+            ) from error
         self._input = self._session.get_inputs()[0].name
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edge_resnet.data.preprocess import Preprocess
-from edge_resnet.errors import InputError
+from edge_resnet.errors import InputError, first_line
 from edge_resnet.frontends.onnx import OnnxSource
 
 __all__ = ["SourceOnnxRunner"]
@@ -36,8 +36,9 @@ class SourceOnnxRunner:
                 _answering(source.model, self._output), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exception types are created at run time, under no common base
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{source.path}: ONNX Runtime does not run the file: {reason}") from error
+            raise InputError(
+                f"{source.path}: ONNX Runtime does not run the file: {first_line(error)}"
+            ) from error
         shape = self._session.get_inputs()[0].shape
         self._one_by_one = shape[0] == 1
         self._dtype = _DTYPES[self._session.get_inputs()[0].type]
@@ -59,8 +60,9 @@ class SourceOnnxRunner:
                 for at in range(0, len(images), step)
             ]
         except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{self._source.path}: ONNX Runtime cannot run it: {reason}") from error
+            raise InputError(
+                f"{self._source.path}: ONNX Runtime cannot run it: {first_line(error)}"
+            ) from error
         answer = np.concatenate(answers).astype(np.float32, copy=False)
         return answer.reshape(len(answer), -1)
 

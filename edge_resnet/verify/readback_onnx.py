@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edge_resnet.errors import GraphError, VerificationError
+from edge_resnet.errors import GraphError, VerificationError, first_line
 from edge_resnet.graph.nodes import QuantParams
 from edge_resnet.verify.contents import ArtifactContents, StoredFloats, StoredWeights
 
@@ -39,8 +39,7 @@ def _read(path: Path, what: Callable[[_Reader], T]) -> T:
         onnx.checker.check_model(model)
         return what(_Reader(model))
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise VerificationError(f"{path}: damaged ONNX file: {reason}") from error
+        raise VerificationError(f"{path}: damaged ONNX file: {first_line(error)}") from error
     except GraphError as error:  # a scale or a zero point that cannot be
         raise VerificationError(f"{path}: {error}") from error
     except (ValueError, KeyError, IndexError, TypeError) as error:
