@@ -32,6 +32,7 @@ from edge_resnet.pruning.evidence import (
     producers,
 )
 from edge_resnet.pruning.prune import image_passes, prune
+from edge_resnet.pruning.selection import Candidates, select
 from edge_resnet.recipe import Prune, load_recipe
 from tests.random_graphs import random_graph, random_pixels
 
@@ -275,6 +276,29 @@ def test_any_model_is_pruned_or_told_how_far(seed: int, blocks: int, part: float
         return
     assert pruned.graph.macs <= part * graph.macs * (1 + 1e-9)
     assert pruned.graph.output_shape == graph.output_shape
+
+
+def test_a_large_last_block_gives_smaller_ones_back() -> None:
+    graph = residual_graph(blocks=3)
+    blocks = {block.total: block for block in identity_blocks(graph)}
+    costs = COSTS["params"](graph)
+    whole = total_cost(costs, graph)
+
+    def left(removed: set[str]) -> float:
+        return total_cost(costs, remove_blocks(graph, removed))
+
+    # Of the second stage a block has four times as many weights. By what a weight is worth, a small one goes
+    # first, and then only a large one suffices, which would have sufficed alone.
+    losses = {total: 1.0 if total.startswith("layer1") else 5.0 for total in blocks}
+    large = next(total for total in blocks if total.startswith("layer2"))
+    candidates = Candidates([], [], list(blocks.values()), losses, 8)
+    chosen = select(graph, costs, candidates, left({large}))
+    assert [total[:6] for total in chosen.blocks] == ["layer2"]
+    assert chosen.cost == pytest.approx(left(set(chosen.blocks)))
+    # Nothing is given back that there is no room for.
+    small = next(total for total in blocks if total.startswith("layer1"))
+    assert set(select(graph, costs, candidates, left({large, small})).blocks) >= {chosen.blocks[0]}
+    assert select(graph, costs, candidates, whole).blocks == ()
 
 
 def test_kept_layers_stay_and_patterns_must_name_one() -> None:

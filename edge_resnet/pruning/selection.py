@@ -49,7 +49,8 @@ class Selection:
 def select(graph: Graph, costs: Costs, candidates: Candidates, most: float) -> Selection:
     """Reduce the graph's cost to `most`, or as far as it goes.
 
-    A group's width stays what it was or becomes a multiple, and never none.
+    A group's width stays what it was or becomes a multiple, and never none. Blocks are large pieces:
+    where the last ones saved too much, others stay after all.
     """
     state = _State(graph, costs, candidates)
     while state.cost > most and (options := list(state.options())):
@@ -58,6 +59,8 @@ def select(graph: Graph, costs: Costs, candidates: Candidates, most: float) -> S
         if best.saving >= gap:  # it would be the last: the one that suffices and is worth least
             best = min((o for o in options if o.saving >= gap), key=lambda option: option.loss)
         state.take(best)
+    if state.cost <= most:
+        state.give_back_blocks(most)
     return state.selection()
 
 
@@ -80,7 +83,7 @@ class _State:
         self._width = {name: shape[0] for name, shape in graph.shapes.items()}
         self._left = [group.units for group in candidates.groups]
         self._gone: set[str] = set()  # nodes
-        self._taken: list[str] = []  # blocks
+        self._taken: list[IdentityBlock] = []
         self._node_cost = {node.name: self._cost_of(node.name, {}) for node in graph.nodes}
         self.cost = costs.fixed + sum(self._node_cost.values())
         self._touched = [self._around(group.channels) for group in candidates.groups]
@@ -103,7 +106,7 @@ class _State:
     def take(self, option: _Option) -> None:
         if option.block is not None:
             gone = self._only_of(option.block)
-            self._taken.append(option.block.total)
+            self._taken.append(option.block)
             self._gone |= gone
             touched = gone
         else:
@@ -112,6 +115,23 @@ class _State:
                 self._width[tensor] -= option.units * channels.shape[1]
             self._left[option.group] -= option.units
             touched = self._touched[option.group]
+        self._count(touched)
+
+    def give_back_blocks(self, most: float) -> None:
+        """Blocks that there is room for after all, the most valuable first."""
+        for block in sorted(self._taken, key=lambda block: -self._candidates.losses[block.total]):
+            taken, gone = self._taken, self._gone
+            self._taken, self._gone = [other for other in taken if other is not block], set()
+            for other in self._taken:  # anew: a node that two branches share went with the second
+                self._gone |= self._only_of(other)
+            self._count(gone ^ self._gone)
+            if self.cost > most:
+                changed = gone ^ self._gone
+                self._taken, self._gone = taken, gone
+                self._count(changed)
+
+    def _count(self, touched: Collection[str]) -> None:
+        """Costs anew, after what changed at these nodes."""
         for name in touched:
             self._node_cost[name] = 0.0 if name in self._gone else self._cost_of(name, {})
         self.cost = self._costs.fixed + sum(self._node_cost.values())
@@ -126,7 +146,7 @@ class _State:
             stays = np.ones(len(ladder.order), bool)
             stays[ladder.order[: len(stays) - left]] = False
             kept.append(stays)
-        return Selection(kept, tuple(self._taken), self.cost)
+        return Selection(kept, tuple(block.total for block in self._taken), self.cost)
 
     def _narrowing(self, index: int) -> _Option | None:
         """The group's next piece; None where nothing of it may go, or nothing would be saved."""
