@@ -248,8 +248,8 @@ def _keep(change: dict[str, Any]) -> None:
     path = record.RESULTS / "pruning.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     kept = {key: kept[key] for key in ("cases", "latency", "predicted", "resnet50") if key in kept}
-    kept["cases"] = dict(sorted({**kept.get("cases", {}), **change.pop("cases", {})}.items()))
-    kept |= change
+    rows = {**kept.get("cases", {}), **change.get("cases", {})}
+    kept |= {**change, "cases": dict(sorted(rows.items()))}
     kept["distilled"] = _distilled()
     record.save("pruning", kept, quiet=True)
 

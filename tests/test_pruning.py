@@ -328,6 +328,15 @@ def test_a_budget_that_cannot_be_met_says_what_can() -> None:
         ({"macs": 0.5, "channels": False, "blocks": False}, "nothing can be pruned"),
         ({"macs": 0.5, "steps": 3}, "one-shot has one step"),
         ({"macs": 0.5, "criterion": "l3"}, "prune.criterion"),
+        ({"macs": 0.5, "reconstruct_candidates": True}, "set that to true as well"),
+        (
+            {"macs": 0.5, "reconstruct": True, "reconstruct_candidates": True, "blocks": False},
+            "prune.blocks is false",
+        ),
+        (
+            {"macs": 0.5, "reconstruct": True, "reconstruct_candidates": True, "criterion": "random"},
+            "random does not",
+        ),
         ({"macs": 0.5, "device": "phone"}, "budget of latency"),
     ],
 )

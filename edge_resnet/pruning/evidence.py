@@ -25,6 +25,7 @@ __all__ = [
     "answers",
     "block_costs",
     "divergence",
+    "downstream",
     "gate_gradients",
     "output_spreads",
     "producers",
@@ -50,6 +51,10 @@ class Sample:
 
     def with_answers(self, logits: NDArray[np.float32]) -> Sample:
         return replace(self, logits=logits)
+
+    def part(self, images: slice) -> Sample:
+        pixels, labels, logits = self.pixels[images], self.labels[images], self.logits[images]
+        return replace(self, pixels=pixels, labels=labels, logits=logits)
 
     def batches(self, graph: Graph) -> Iterator[slice]:
         """As many images at a time as all of the graph's tensors have room for."""
@@ -150,7 +155,7 @@ def block_costs(graph: Graph, sample: Sample) -> dict[str, float]:
             present += _divergence(expected, values[graph.output.name])
             for block in blocks:
                 changed = _Overlay(values, {block.total: _passed(graph, block, values)})
-                _run(graph, module, changed, _downstream(graph, block.total))
+                _run(graph, module, changed, downstream(graph, block.total))
                 without[block.total] += _divergence(expected, changed[graph.output.name])
     return {name: (total - present) / len(sample.pixels) for name, total in without.items()}
 
@@ -173,7 +178,7 @@ def _run(graph: Graph, module: nn.Module, values: dict[str, Tensor], wanted: set
             values[node.name] = layer(*[values[source] for source in node.inputs])
 
 
-def _downstream(graph: Graph, name: str) -> set[str]:
+def downstream(graph: Graph, name: str) -> set[str]:
     """The nodes that depend on it, without itself."""
     found = {name}
     for node in graph.nodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,7 +20,7 @@ from edge_resnet.pruning.changes import Origins
 from edge_resnet.pruning.costs import Costs, total_cost
 from edge_resnet.pruning.criteria import CRITERIA, Ladder, channel_ladders
 from edge_resnet.pruning.evidence import Sample, answers, block_costs, divergence
-from edge_resnet.pruning.reconstruct import reconstructed
+from edge_resnet.pruning.reconstruct import TRIAL_IMAGES, costs_after, reconstructed
 from edge_resnet.pruning.selection import Candidates, Selection, select
 from edge_resnet.pruning_record import BlockChange, LayerChange
 from edge_resnet.recipe import Prune
@@ -65,7 +66,7 @@ def prune(
     known: Mapping[str, float] = {}
     for step in range(1, settings.steps + 1):
         most = _allowed(settings, part, step) * first
-        candidates = _candidates(graph, settings, sample, seed + step - 1)
+        candidates = _candidates(original, graph, origins, settings, sample, seed + step - 1)
         chosen = select(graph, costs_of(graph), candidates, most)
         if chosen.cost > most:
             raise _impossible(name, part, chosen, first, settings)
@@ -87,7 +88,12 @@ def image_passes(graph: Graph, settings: Prune) -> int:
     """How often, at most, the sample's images go through the graph to decide what goes; 0: none is needed."""
     criterion = CRITERIA[settings.criterion]
     blocks = settings.blocks and settings.criterion != "random" and bool(identity_blocks(graph))
-    passes = criterion.passes * settings.channels + int(blocks)
+    passes = criterion.passes * settings.channels
+    if blocks and settings.reconstruct_candidates:
+        trials = 1 + len(identity_blocks(graph))
+        passes += math.ceil(trials * min(1, sum(TRIAL_IMAGES) / settings.images))
+    elif blocks:
+        passes += 1
     if blocks and settings.channels and not criterion.in_nats:
         passes += 1 + _COMPARED
     passes += int(settings.reconstruct)
@@ -112,7 +118,9 @@ def _allowed(settings: Prune, part: float, step: int) -> float:
     return 1 - (1 - part) * done
 
 
-def _candidates(graph: Graph, settings: Prune, sample: Sample | None, seed: int) -> Candidates:
+def _candidates(
+    original: Graph, graph: Graph, origins: Origins, settings: Prune, sample: Sample | None, seed: int
+) -> Candidates:
     """All that may go, and what it is worth, now."""
 
     def free(layers: Sequence[str]) -> bool:
@@ -126,7 +134,11 @@ def _candidates(graph: Graph, settings: Prune, sample: Sample | None, seed: int)
         losses = _random_losses(blocks, groups, seed)
     elif blocks:
         assert sample is not None
-        losses = block_costs(graph, sample)
+        if settings.reconstruct_candidates:
+            totals = [block.total for block in blocks]
+            losses = costs_after(original, graph, origins.channels, totals, sample, seed)
+        else:
+            losses = block_costs(graph, sample)
         if groups and not CRITERIA[settings.criterion].in_nats:
             ladders = _in_nats(graph, groups, ladders, sample, settings.multiple)
     return Candidates(groups, ladders, blocks, losses, settings.multiple)

@@ -9,7 +9,7 @@ original's sum, so it corrects the shortcut's as well, and adds what the blocks 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -20,9 +20,14 @@ from torch import Tensor
 from edge_resnet.graph.float_executor import activate, float_function, input_values
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Activation, Add, Conv, FloatWeights, Linear, Node
+from edge_resnet.graph.passes.remove_blocks import remove_blocks
 from edge_resnet.progress import Advance
+from edge_resnet.pruning.evidence import Sample, answers, divergence, downstream
 
-__all__ = ["reconstructed"]
+__all__ = ["TRIAL_IMAGES", "costs_after", "reconstructed"]
+
+# A trial fits the rest to so many images, and asks so many others.
+TRIAL_IMAGES = (128, 256)
 
 # Equations for each unknown weight: positions of the images are drawn until there are so many. Layers that
 # have fewer than the least, as those of a single pixel may, stay as they are.
@@ -43,11 +48,12 @@ def reconstructed(
     pixels: NDArray[np.uint8],
     seed: int = 0,
     advance: Advance = lambda images: None,
+    layers: Collection[str] | None = None,
 ) -> Graph:
     """`pruned` with weights that bring its layers as near to the original's as least squares can.
 
     `channels`: those of the original that each of its tensors still has. `pixels` uint8 [N, H, W, C], of
-    which as many are used as there is room for; `advance` is told N.
+    which as many are used as there is room for; `advance` is told N. `layers`: which are fitted; None: all.
     """
     rng = np.random.default_rng([seed, 1])
     largest = max(math.prod(shape) for shape in original.shapes.values())
@@ -57,7 +63,7 @@ def reconstructed(
     for theirs in _shortcuts_first(original):
         expected = before.sum_of(theirs)
         mine = pruned.by_name.get(theirs.name)
-        if isinstance(mine, Conv | Linear):
+        if isinstance(mine, Conv | Linear) and (layers is None or mine.name in layers):
             missing = expected[:, torch.from_numpy(channels[mine.name])] - after.sum_of(mine)
             missing = missing + _missing_beside(mine, before, after, channels)
             mine = _fitted(mine, after.values[mine.inputs[0]], missing, rng)
@@ -67,6 +73,39 @@ def reconstructed(
         before.put(theirs, expected)
     advance(len(pixels))
     return pruned.with_nodes(nodes[node.name] for node in pruned.nodes)
+
+
+def costs_after(
+    original: Graph,
+    pruned: Graph,
+    channels: Mapping[str, NDArray[np.int64]],
+    blocks: Collection[str],
+    sample: Sample,
+    seed: int = 0,
+) -> dict[str, float]:
+    """What the removal of each block, by its sum's name, costs once the rest has made up for it.
+
+    As evidence.block_costs, and what that cannot know: the layers behind a block can compute much of what it
+    had added, and the fewer there are, the less. They are fitted to a few of the sample's images, and asked
+    of others.
+    """
+    shown, asked = TRIAL_IMAGES
+    shown = min(shown, max(1, len(sample.pixels) // 2))
+    judges = sample.part(slice(shown, shown + asked)) if len(sample.pixels) > shown else sample
+    present = divergence(judges, answers(pruned, judges))
+    costs = {}
+    for block in blocks:
+        fitted = reconstructed(
+            original,
+            remove_blocks(pruned, [block]),
+            channels,
+            sample.pixels[:shown],
+            seed,
+            sample.advance,
+            downstream(pruned, block),
+        )
+        costs[block] = divergence(judges, answers(fitted, judges)) - present
+    return costs
 
 
 class _Values:

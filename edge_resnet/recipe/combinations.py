@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
-    from edge_resnet.recipe.sections import Recipe
+    from edge_resnet.recipe.sections import Prune, Recipe
 
 __all__ = ["CONFLICT", "refuse_conflicts"]
 
@@ -76,8 +76,22 @@ def _pruning(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "prune.steps", "prune.schedule one-shot has one step; set it to linear or cubic"
     if prune.step_epochs and prune.steps == 1:
         yield "prune.step_epochs", "trains between steps, and there is one; raise prune.steps, or set it to 0"
+    if prune.reconstruct_candidates:
+        yield from _candidates(prune)
     if prune.device != "local" and prune.latency is None:
         yield "prune.device", "belongs to a budget of latency; set prune.latency, or leave this out"
+
+
+def _candidates(prune: Prune) -> Iterator[tuple[str, str]]:
+    if not prune.reconstruct:
+        yield "prune.reconstruct_candidates", "belongs to prune.reconstruct; set that to true as well"
+    elif not prune.blocks:
+        yield "prune.reconstruct_candidates", "judges blocks, and prune.blocks is false; leave it out"
+    elif prune.criterion == "random":
+        yield (
+            "prune.reconstruct_candidates",
+            "judges blocks, and prune.criterion random does not; leave it out",
+        )
 
 
 def _training(recipe: Recipe) -> Iterator[tuple[str, str]]:

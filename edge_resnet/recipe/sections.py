@@ -114,11 +114,12 @@ class Prune(_Section):
     nothing is pruned. `device`: local, or the file of a latency table that was measured elsewhere.
     `criterion`: what a channel is worth, see docs/pruning.md. `multiple`: numbers of channels that
     kernels like. `reconstruct`: after each step the weights that are left are fitted to what the
-    original's layers computed of the images, by least squares (He et al., 2017, 1707.06168). `images` of
-    the train split show what channels and blocks are worth. In `steps` the budget is approached evenly
-    (linear) or faster at first (cubic: Zhu and Gupta, 2017, 1710.01878), and after each step but the last
-    the model is trained for `step_epochs`, as the section finetune says. `keep`: layers that stay as they
-    are, as names or patterns (layer1.*).
+    original's layers computed of the images, by least squares (He et al., 2017, 1707.06168);
+    `reconstruct_candidates`: a block is judged by what its removal costs after that, which takes a few
+    minutes. `images` of the train split show what channels and blocks are worth. In `steps` the budget is
+    approached evenly (linear) or faster at first (cubic: Zhu and Gupta, 2017, 1710.01878), and after each
+    step but the last the model is trained for `step_epochs`, as the section finetune says. `keep`: layers
+    that stay as they are, as names or patterns (layer1.*).
     """
 
     latency: float | None = Field(default=None, gt=0, le=1)
@@ -131,6 +132,7 @@ class Prune(_Section):
     blocks: bool = True
     multiple: int = Field(default=8, ge=1)
     reconstruct: bool = False
+    reconstruct_candidates: bool = False
     images: int = Field(default=512, ge=1)
     schedule: Literal["one-shot", "linear", "cubic"] = "one-shot"
     steps: int = Field(default=1, ge=1)
