@@ -20,9 +20,11 @@ from edge_resnet.graph.passes import simplify
 from edge_resnet.graph.passes.remove_blocks import identity_blocks, remove_blocks
 from edge_resnet.graph.passes.remove_channels import remove_channels
 from edge_resnet.pruning.costs import COSTS
+from edge_resnet.pruning.criteria import channel_ladders
 from edge_resnet.pruning.evidence import Sample, answers, block_costs, divergence
 from edge_resnet.pruning.prune import prune
-from edge_resnet.pruning.reconstruct import costs_after, reconstructed
+from edge_resnet.pruning.reconstruct import reconstructed
+from edge_resnet.pruning.trials import Trials
 from edge_resnet.recipe import Prune
 from tests.random_graphs import random_graph, random_pixels
 from tests.test_pruning import residual_graph
@@ -148,7 +150,7 @@ def test_a_block_costs_what_is_lost_once_the_rest_makes_up_for_it() -> None:
     sample = Sample(pixels, np.zeros(384, np.int64), np.zeros((0, 0), np.float32))
     sample = sample.with_answers(answers(graph, sample))
     blocks = [block.total for block in identity_blocks(graph)]
-    fitted = costs_after(graph, graph, all_channels(graph), blocks, sample)
+    fitted = Trials(graph, graph, all_channels(graph), sample).block_costs(blocks)
     judges = sample.part(slice(128, 384))
     for block in blocks:
         smaller = remove_blocks(graph, [block])
@@ -158,6 +160,28 @@ def test_a_block_costs_what_is_lost_once_the_rest_makes_up_for_it() -> None:
         assert fitted[block] == pytest.approx(cost, rel=0.02)
     plain = block_costs(graph, judges)
     assert all(fitted[block] < 0.8 * plain[block] for block in blocks)
+
+
+def test_ladders_of_channels_are_brought_to_what_trials_cost() -> None:
+    graph = residual_graph(seed=3, blocks=2)
+    pixels = random_pixels(graph, 384)
+    sample = Sample(pixels, np.zeros(384, np.int64), np.zeros((0, 0), np.float32))
+    sample = sample.with_answers(answers(graph, sample))
+    groups = channel_groups(graph)
+    assert len(groups) <= 8  # each of them is tried
+    ladders = channel_ladders("l1", graph, groups, sample, 0)
+    found = Trials(graph, graph, all_channels(graph), sample).ladders(groups, ladders, 4)
+    judges = sample.part(slice(128, 384))
+    factors = []
+    for group, before, after in zip(groups, ladders, found, strict=True):
+        stays = np.ones(group.units, bool)
+        stays[before.order[:4]] = False
+        smaller, left = narrowed(graph, [group], [stays])
+        fitted = reconstructed(graph, smaller, left, pixels[:128])
+        cost = divergence(judges, FloatExecutor(fitted).run(judges.pixels))
+        assert after.losses[4] == pytest.approx(cost, rel=0.05)
+        factors.append(after.losses[4] / before.losses[4])
+    assert max(factors) > 1.5 * min(factors)  # they are not one factor
 
 
 @settings(max_examples=15, deadline=None)

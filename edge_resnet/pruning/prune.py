@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -20,8 +20,9 @@ from edge_resnet.pruning.changes import Origins
 from edge_resnet.pruning.costs import Costs, total_cost
 from edge_resnet.pruning.criteria import CRITERIA, Ladder, channel_ladders
 from edge_resnet.pruning.evidence import Sample, answers, block_costs, divergence
-from edge_resnet.pruning.reconstruct import TRIAL_IMAGES, costs_after, reconstructed
+from edge_resnet.pruning.reconstruct import reconstructed
 from edge_resnet.pruning.selection import Candidates, Selection, select
+from edge_resnet.pruning.trials import Trials, compared, least_piece
 from edge_resnet.pruning_record import BlockChange, LayerChange
 from edge_resnet.recipe import Prune
 
@@ -29,9 +30,6 @@ __all__ = ["Pruned", "Retrain", "check_kept_layers", "image_passes", "prune"]
 
 Retrain = Callable[[Graph, int], Graph]
 """The graph after some training, behind step number 1, 2, ..."""
-
-# So many groups tell how a criterion that is not in units of the loss compares with what blocks cost.
-_COMPARED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +87,11 @@ def image_passes(graph: Graph, settings: Prune) -> int:
     criterion = CRITERIA[settings.criterion]
     blocks = settings.blocks and settings.criterion != "random" and bool(identity_blocks(graph))
     passes = criterion.passes * settings.channels
+    groups = len(compared(len(channel_groups(graph)))) if settings.channels else 0
     if blocks and settings.reconstruct_candidates:
-        trials = 1 + len(identity_blocks(graph))
-        passes += math.ceil(trials * min(1, sum(TRIAL_IMAGES) / settings.images))
+        passes += math.ceil(Trials.passes(len(identity_blocks(graph)) + groups, settings.images))
     elif blocks:
-        passes += 1
-    if blocks and settings.channels and not criterion.in_nats:
-        passes += 1 + _COMPARED
+        passes += 1 if criterion.in_nats or not settings.channels else 2 + groups
     passes += int(settings.reconstruct)
     return passes and 1 + settings.steps * passes
 
@@ -135,12 +131,13 @@ def _candidates(
     elif blocks:
         assert sample is not None
         if settings.reconstruct_candidates:
-            totals = [block.total for block in blocks]
-            losses = costs_after(original, graph, origins.channels, totals, sample, seed)
+            trials = Trials(original, graph, origins.channels, sample, seed)
+            losses = trials.block_costs([block.total for block in blocks])
+            ladders = trials.ladders(groups, ladders, settings.multiple)
         else:
             losses = block_costs(graph, sample)
-        if groups and not CRITERIA[settings.criterion].in_nats:
-            ladders = _in_nats(graph, groups, ladders, sample, settings.multiple)
+            if groups and not CRITERIA[settings.criterion].in_nats:
+                ladders = _in_nats(graph, groups, ladders, sample, settings.multiple)
     return Candidates(groups, ladders, blocks, losses, settings.multiple)
 
 
@@ -166,23 +163,15 @@ def _in_nats(
     """
     present = divergence(sample, answers(graph, sample))
     ratios = []
-    for index in _spread(len(groups)):
+    for index in compared(len(groups)):
         group, ladder = groups[index], ladders[index]
-        count = min(max(1, multiple // group.per_unit), group.units - 1)
-        if count < 1:
-            continue
-        stays = np.ones(group.units, bool)
-        stays[ladder.order[:count]] = False
-        smaller = remove_channels(graph, kept_channels(graph, [group], [stays]))
-        real = divergence(sample, answers(smaller, sample)) - present
-        ratios.append(max(real, 0.0) / max(float(ladder.losses[count]), 1e-30))
+        piece = least_piece(group, ladder, multiple)
+        if piece is not None:
+            smaller = remove_channels(graph, kept_channels(graph, [group], [piece]))
+            real = divergence(sample, answers(smaller, sample)) - present
+            ratios.append(max(real, 0.0) / max(float(ladder.losses[(~piece).sum()]), 1e-30))
     factor = float(np.median(ratios)) if ratios else 1.0
     return [ladder.times(factor or 1.0) for ladder in ladders]
-
-
-def _spread(count: int) -> Iterator[int]:
-    """At most _COMPARED numbers below `count`, evenly."""
-    yield from dict.fromkeys(int(i) for i in np.linspace(0, count - 1, min(count, _COMPARED)))
 
 
 def _impossible(name: str, part: float, chosen: Selection, first: float, settings: Prune) -> InputError:

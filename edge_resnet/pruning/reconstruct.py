@@ -20,14 +20,9 @@ from torch import Tensor
 from edge_resnet.graph.float_executor import activate, float_function, input_values
 from edge_resnet.graph.graph import Graph
 from edge_resnet.graph.nodes import Activation, Add, Conv, FloatWeights, Linear, Node
-from edge_resnet.graph.passes.remove_blocks import remove_blocks
 from edge_resnet.progress import Advance
-from edge_resnet.pruning.evidence import Sample, answers, divergence, downstream
 
-__all__ = ["TRIAL_IMAGES", "costs_after", "reconstructed"]
-
-# A trial fits the rest to so many images, and asks so many others.
-TRIAL_IMAGES = (128, 256)
+__all__ = ["reconstructed"]
 
 # Equations for each unknown weight: positions of the images are drawn until there are so many. Layers that
 # have fewer than the least, as those of a single pixel may, stay as they are.
@@ -73,39 +68,6 @@ def reconstructed(
         before.put(theirs, expected)
     advance(len(pixels))
     return pruned.with_nodes(nodes[node.name] for node in pruned.nodes)
-
-
-def costs_after(
-    original: Graph,
-    pruned: Graph,
-    channels: Mapping[str, NDArray[np.int64]],
-    blocks: Collection[str],
-    sample: Sample,
-    seed: int = 0,
-) -> dict[str, float]:
-    """What the removal of each block, by its sum's name, costs once the rest has made up for it.
-
-    As evidence.block_costs, and what that cannot know: the layers behind a block can compute much of what it
-    had added, and the fewer there are, the less. They are fitted to a few of the sample's images, and asked
-    of others.
-    """
-    shown, asked = TRIAL_IMAGES
-    shown = min(shown, max(1, len(sample.pixels) // 2))
-    judges = sample.part(slice(shown, shown + asked)) if len(sample.pixels) > shown else sample
-    present = divergence(judges, answers(pruned, judges))
-    costs = {}
-    for block in blocks:
-        fitted = reconstructed(
-            original,
-            remove_blocks(pruned, [block]),
-            channels,
-            sample.pixels[:shown],
-            seed,
-            sample.advance,
-            downstream(pruned, block),
-        )
-        costs[block] = divergence(judges, answers(fitted, judges)) - present
-    return costs
 
 
 class _Values:
